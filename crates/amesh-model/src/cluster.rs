@@ -1,0 +1,79 @@
+//! Clusters (`config.cluster.v3`).
+
+use crate::address::Ip;
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// A cluster (`config.cluster.v3.Cluster`). Its endpoints are an [`crate::endpoint::EndpointSet`] of the same name.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// Its name.
+    pub name: String,
+    /// Name for statistics and access logs; empty: `name`.
+    pub alt_stat_name: String,
+    /// Where endpoints come from.
+    pub discovery: Discovery,
+    /// Which endpoint is picked.
+    pub lb_policy: LbPolicy,
+    /// Time to connect in ms; 5 s by default.
+    pub connect_timeout: u64,
+    /// Protocol to the endpoints.
+    pub protocol: UpstreamProtocol,
+    /// Share of healthy endpoints, in per cent, below which health is not looked at; 50 by default, 0: never.
+    pub healthy_panic_threshold: u8,
+    /// Localities have weights (`locality_weighted_lb_config`).
+    pub locality_weighted: bool,
+    /// An idle connection is closed after this long, in ms; 0: never. Envoy's default is an hour.
+    pub idle_timeout: u64,
+    /// A connection is closed after this many requests; 0: never.
+    pub max_requests_per_connection: u32,
+    /// TCP keepalive: idle time, interval (s) and probes; 0: the system's.
+    pub tcp_keepalive: Option<(u32, u32, u32)>,
+    /// Source address of connections (`upstream_bind_config`), one a family.
+    pub bind: Vec<Ip>,
+    /// Every request is refused with 503, for this reason.
+    pub refuse: Option<String>,
+    /// Index of the cluster's cell of counters in the zone. Set by the writer when it publishes.
+    pub cell: u32,
+}
+
+/// `Cluster.DiscoveryType`.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// `STATIC`.
+    Static,
+    /// `EDS`.
+    Eds,
+    /// `STRICT_DNS`: every address of every name is an endpoint.
+    StrictDns,
+    /// `LOGICAL_DNS`: the first address.
+    LogicalDns,
+    /// `ORIGINAL_DST`: where the connection was going.
+    OriginalDst,
+}
+
+/// `Cluster.LbPolicy`.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LbPolicy {
+    /// Weighted round robin.
+    RoundRobin,
+    /// Of so many random endpoints the one with the fewest active requests; 2 by default.
+    LeastRequest {
+        /// `choice_count`.
+        choice_count: u32,
+    },
+    /// Weighted random.
+    Random,
+    /// Goes with [`Discovery::OriginalDst`].
+    ClusterProvided,
+}
+
+/// Protocol to the endpoints (`extensions.upstreams.http.v3.HttpProtocolOptions`).
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// As the client speaks.
+    UseDownstream,
+}

@@ -1,0 +1,60 @@
+//! Endpoints of a cluster (`config.endpoint.v3`), joined with what their cluster says of them.
+
+use crate::address::Address;
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// The endpoints of one cluster (`config.endpoint.v3.ClusterLoadAssignment`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct EndpointSet {
+    /// The cluster.
+    pub cluster: String,
+    /// Places, by priority (lowest number first), then as they came.
+    pub localities: Vec<Locality>,
+    /// Overprovisioning factor in per cent; 140 by default.
+    pub overprovisioning_factor: u32,
+}
+
+/// `config.endpoint.v3.LocalityLbEndpoints`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Locality {
+    /// Region.
+    pub region: String,
+    /// Zone.
+    pub zone: String,
+    /// Sub-zone.
+    pub sub_zone: String,
+    /// 0 is asked first.
+    pub priority: u32,
+    /// Share of the place; 0: none, where the cluster weighs places.
+    pub weight: u32,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// `config.endpoint.v3.LbEndpoint`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// Where it is.
+    pub address: Address,
+    /// Its host name (`auto_host_rewrite`); may be empty.
+    pub hostname: String,
+    /// Its share, at least 1.
+    pub weight: u32,
+    /// Its health as the control plane says.
+    pub health: HealthStatus,
+    /// Not empty: it must not be spoken to, for this reason (it wants TLS, which this version does not speak).
+    pub refuse: Option<String>,
+    /// Index of the endpoint's cell of counters in the zone. Set by the writer when it publishes.
+    pub cell: u32,
+}
+
+/// `config.core.v3.HealthStatus`, as far as it matters for picking.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthStatus {
+    /// `UNKNOWN`, `HEALTHY`.
+    Healthy,
+    /// `DEGRADED`.
+    Degraded,
+    /// `UNHEALTHY`, `TIMEOUT`, `DRAINING`.
+    Unhealthy,
+}

@@ -1,0 +1,49 @@
+//! The mesh model: what the data plane needs to know of a mesh, in plain Rust and in an archived form.
+//!
+//! Every type has an `Archived…` twin made by [`rkyv`], position independent and read in place from
+//! shared memory. Names are Envoy's. Nothing here knows of Envoy's protobufs or of nginx.
+//!
+//! Units: durations are milliseconds (`u64`, `0` is what the field's documentation says), ports are
+//! host byte order, addresses are octets in network order.
+//!
+//! Four kinds of resource are published, each a slot of its own, see [`Kind`]: [`listener::Listener`],
+//! [`route::RouteTable`], [`cluster::Cluster`] and [`endpoint::EndpointSet`].
+
+#![forbid(unsafe_code)]
+// The archived twins that rkyv derives carry no documentation of their own.
+#![allow(missing_docs)]
+
+pub mod address;
+pub mod cluster;
+pub mod endpoint;
+pub mod header;
+pub mod listener;
+pub mod matcher;
+pub mod route;
+
+/// What a slot holds. The number is the slot's kind in shared memory and in snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Kind {
+    /// A [`listener::Listener`], keyed by its name (`LDS`).
+    Listener = 1,
+    /// A [`route::RouteTable`], keyed by its name (`RDS`).
+    RouteTable = 2,
+    /// A [`cluster::Cluster`], keyed by its name (`CDS`).
+    Cluster = 3,
+    /// An [`endpoint::EndpointSet`], keyed by the name of the cluster that it belongs to.
+    EndpointSet = 4,
+    /// A [`listener::ListenerIndex`], keyed by the empty name: which listener takes which address.
+    ListenerIndex = 5,
+}
+
+impl Kind {
+    /// Every kind, in the order in which a batch is published: make before break.
+    pub const ALL: [Kind; 5] =
+        [Kind::EndpointSet, Kind::Cluster, Kind::RouteTable, Kind::Listener, Kind::ListenerIndex];
+
+    /// The kind of a number that [`Kind`] was turned into, `None` for any other.
+    pub fn from_u8(n: u8) -> Option<Kind> {
+        Self::ALL.into_iter().find(|k| *k as u8 == n)
+    }
+}

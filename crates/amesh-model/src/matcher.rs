@@ -1,0 +1,247 @@
+//! Matchers of strings, headers and query parameters (`type.matcher.v3`), and regular expressions as RE2 means them.
+
+use regex_automata::{meta, util::syntax};
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// Longest pattern that is compiled, in bytes; Envoy bounds the program's size instead.
+pub const MAX_PATTERN: usize = 16 * 1024;
+/// Largest compiled form of a pattern, in bytes.
+const MAX_COMPILED: usize = 4 << 20;
+
+/// Why a regular expression is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RegexError {
+    /// Longer than [`MAX_PATTERN`].
+    #[error("regex is {0} bytes long, the limit is {MAX_PATTERN}")]
+    TooLong(usize),
+    /// Not the syntax of RE2, or larger than is allowed once compiled.
+    #[error("regex \"{pattern}\": {reason}")]
+    Invalid {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A regular expression. `id` is a hash of the pattern: workers cache the compiled form under it.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Regex {
+    /// The pattern, as the control plane wrote it.
+    pub pattern: String,
+    /// FNV-1a of the pattern.
+    pub id: u64,
+}
+
+impl Regex {
+    /// Checks `pattern` and keeps it.
+    ///
+    /// # Errors
+    /// [`RegexError`] when it cannot be compiled.
+    pub fn new(pattern: &str) -> Result<Regex, RegexError> {
+        compile(pattern)?;
+        Ok(Regex { pattern: pattern.to_owned(), id: pattern_id(pattern) })
+    }
+}
+
+fn pattern_id(pattern: &str) -> u64 {
+    pattern.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Compiles `pattern` with RE2's meaning: `\d`, `\w`, `\s` and `\b` are ASCII, `\Q…\E` quotes.
+/// Matches are found anywhere; whoever needs a whole match compares the span.
+///
+/// # Errors
+/// [`RegexError`] when the pattern is too long, too large or not understood.
+pub fn compile(pattern: &str) -> Result<meta::Regex, RegexError> {
+    if pattern.len() > MAX_PATTERN {
+        return Err(RegexError::TooLong(pattern.len()));
+    }
+    // Bytes, unless the pattern itself speaks of characters beyond ASCII.
+    let unicode = !pattern.is_ascii() || pattern.contains("\\p") || pattern.contains("\\P");
+    meta::Regex::builder()
+        .syntax(syntax::Config::new().unicode(unicode).utf8(false))
+        .configure(
+            meta::Config::new()
+                .utf8_empty(false)
+                .nfa_size_limit(Some(MAX_COMPILED))
+                .match_kind(regex_automata::MatchKind::LeftmostFirst),
+        )
+        .build(&unquote(pattern))
+        .map_err(|e| RegexError::Invalid {
+            pattern: pattern.chars().take(200).collect(),
+            reason: e.syntax_error().map_or_else(|| e.to_string(), |s| s.to_string().replace('\n', " ")),
+        })
+}
+
+/// Compiles `pattern` so that a match is a match of the whole input (Envoy's `safe_regex`).
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_full(pattern: &str) -> Result<meta::Regex, RegexError> {
+    compile(pattern)?;
+    compile(&format!("^(?:{pattern})$")).map_err(|e| match e {
+        RegexError::Invalid { reason, .. } => RegexError::Invalid { pattern: pattern.to_owned(), reason },
+        e => e,
+    })
+}
+
+/// `\Q…\E` of RE2 in the syntax of the regex crates.
+fn unquote(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len());
+    let mut rest = pattern;
+    while let Some(at) = rest.find("\\Q") {
+        let escaped = rest[..at].bytes().rev().take_while(|b| *b == b'\\').count() % 2 == 1;
+        if escaped {
+            out.push_str(&rest[..at + 2]);
+            rest = &rest[at + 2..];
+            continue;
+        }
+        out.push_str(&rest[..at]);
+        let quoted = &rest[at + 2..];
+        let end = quoted.find("\\E").unwrap_or(quoted.len());
+        for c in quoted[..end].chars() {
+            if c.is_ascii_punctuation() {
+                out.push('\\');
+            }
+            out.push(c);
+        }
+        rest = quoted.get(end + 2..).unwrap_or("");
+    }
+    out.push_str(rest);
+    out
+}
+
+/// How a text must look (`type.matcher.v3.StringMatcher`). With `ignore_case` the text here is lower case already.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct StringMatcher {
+    /// The pattern.
+    pub pattern: StringPattern,
+    /// ASCII case is not looked at; has no meaning for a regex.
+    pub ignore_case: bool,
+}
+
+/// The pattern of a [`StringMatcher`].
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum StringPattern {
+    /// Equal.
+    Exact(String),
+    /// Begins so.
+    Prefix(String),
+    /// Ends so.
+    Suffix(String),
+    /// Is found within.
+    Contains(String),
+    /// The whole text matches.
+    SafeRegex(Regex),
+}
+
+/// What a header must look like (`config.route.v3.HeaderMatcher`). All matchers of a route must hold.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct HeaderMatcher {
+    /// Name, lower case; `:method`, `:path`, `:authority` and `:scheme` are the request line's.
+    pub name: String,
+    /// What its value must be. Several headers of one name are joined by a comma.
+    pub value: HeaderMatch,
+    /// The result is turned round.
+    pub invert_match: bool,
+    /// An absent header is the empty string; else an absent header never matches `value`
+    /// (and with `invert_match` matches only where `value` is [`HeaderMatch::Present`]).
+    pub treat_missing_header_as_empty: bool,
+}
+
+/// The value part of a [`HeaderMatcher`].
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum HeaderMatch {
+    /// `present_match`: is there (`true`) or is not (`false`).
+    Present(bool),
+    /// `string_match`, and the older `exact_match`, `prefix_match` and so on.
+    String(StringMatcher),
+    /// `range_match`: a decimal integer in `[start, end)`.
+    Range {
+        /// First number that matches.
+        start: i64,
+        /// First number that does not.
+        end: i64,
+    },
+}
+
+/// What a query parameter must look like (`config.route.v3.QueryParameterMatcher`). The first of a name counts.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct QueryParameterMatcher {
+    /// Name, as it stands in the query (decoded).
+    pub name: String,
+    /// What its value must be.
+    pub value: QueryMatch,
+}
+
+/// The value part of a [`QueryParameterMatcher`].
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum QueryMatch {
+    /// `present_match`: is there, or (`false`) is not. With neither matcher: is there.
+    Present(bool),
+    /// `string_match`.
+    String(StringMatcher),
+}
+
+/// A share of requests (`config.core.v3.RuntimeFractionalPercent`).
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fraction {
+    /// Out of `denominator`.
+    pub numerator: u32,
+    /// 100, 10,000 or 1,000,000.
+    pub denominator: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(p: &str, s: &str) -> bool {
+        compile_full(p).unwrap().is_match(s)
+    }
+
+    #[test]
+    fn a_match_is_of_the_whole_input() {
+        assert!(full("/item/[0-9]+/.*", "/item/42/x"));
+        assert!(!full("/item/[0-9]+", "/item/42/x"));
+        assert!(full("a|ab", "ab"), "the alternation is grouped");
+    }
+
+    #[test]
+    fn classes_are_ascii_as_in_re2() {
+        assert!(full(r"\d+", "42"));
+        assert!(!full(r"\d+", "٤٢"));
+        assert!(full(".", "é") || full("..", "é"), "a character beyond ASCII can be matched");
+    }
+
+    #[test]
+    fn quoting_is_re2s() {
+        assert!(full(r"\Qa.b\E+", "a.bb"));
+        assert!(!full(r"\Qa.b\E", "axb"));
+        assert!(full(r"\Qa(b", "a(b"));
+        assert!(full(r"\\Q", "\\Q"));
+    }
+
+    #[test]
+    fn what_cannot_be_compiled_is_named() {
+        let e = Regex::new("(").unwrap_err();
+        assert!(e.to_string().contains("\"(\""), "{e}");
+        assert!(compile_full("a)(b").is_err(), "a pattern may not leave its group");
+        assert!(Regex::new(&"a".repeat(MAX_PATTERN + 1)).is_err());
+        assert!(Regex::new("(?=a)").is_err(), "RE2 has no look-ahead");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_pattern_is_compiled_or_refused(p in ".{0,40}") {
+            let _ = Regex::new(&p);
+        }
+
+        #[test]
+        fn quoted_text_matches_itself(s in "[ -~]{0,20}") {
+            proptest::prop_assume!(!s.contains("\\E"));
+            proptest::prop_assert!(full(&["\\Q", &s, "\\E"].concat(), &s));
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Route tables (`config.route.v3`).
+
+use crate::header::HeaderEdits;
+use crate::matcher::{Fraction, HeaderMatcher, QueryParameterMatcher, Regex};
+use rkyv::{Archive, Deserialize, Serialize};
+use std::collections::HashMap;
+
+/// A route table (`config.route.v3.RouteConfiguration`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct RouteTable {
+    /// Its name.
+    pub name: String,
+    /// Virtual hosts; the indexes of [`Domains`] count here.
+    pub virtual_hosts: Vec<VirtualHost>,
+    /// Which virtual host takes which host.
+    pub domains: Domains,
+    /// A port in the host is not looked at (`ignore_port_in_host_matching`).
+    pub ignore_port_in_host_matching: bool,
+    /// Header edits of the whole table.
+    pub headers: HeaderEdits,
+    /// `most_specific_header_mutations_wins`.
+    pub most_specific_header_mutations_wins: bool,
+}
+
+/// Domains of a route table, all lower case. Exact first, then the longest suffix, the longest prefix, then `*`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct Domains {
+    /// `www.example.com` → virtual host.
+    pub exact: HashMap<String, u32>,
+    /// `*.example.com` under `.example.com` → virtual host.
+    pub suffix: HashMap<String, u32>,
+    /// Lengths of the keys of `suffix`, longest first, each once.
+    pub suffix_lengths: Vec<u32>,
+    /// `www.*` under `www.` → virtual host.
+    pub prefix: HashMap<String, u32>,
+    /// Lengths of the keys of `prefix`, longest first, each once.
+    pub prefix_lengths: Vec<u32>,
+    /// `*`.
+    pub any: Option<u32>,
+}
+
+/// A virtual host (`config.route.v3.VirtualHost`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct VirtualHost {
+    /// Its name.
+    pub name: String,
+    /// First match wins.
+    pub routes: Vec<Route>,
+    /// Plaintext requests are redirected to `https` (`require_tls`).
+    pub require_tls: RequireTls,
+    /// `x-envoy-attempt-count` goes upstream.
+    pub include_request_attempt_count: bool,
+    /// `x-envoy-attempt-count` comes back.
+    pub include_attempt_count_in_response: bool,
+    /// Header edits of this host.
+    pub headers: HeaderEdits,
+    /// Each request of this host is refused with 500, for this reason.
+    pub refuse: Option<String>,
+}
+
+/// `VirtualHost.TlsRequirementType`.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RequireTls {
+    /// `NONE`.
+    #[default]
+    None,
+    /// `EXTERNAL_ONLY`.
+    ExternalOnly,
+    /// `ALL`.
+    All,
+}
+
+/// A route (`config.route.v3.Route`). Its identity is (table, virtual host, index): names repeat.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Its name; may be empty.
+    pub name: String,
+    /// Which requests it takes.
+    pub matches: RouteMatch,
+    /// What it does with them.
+    pub action: RouteAction,
+    /// Header edits of this route.
+    pub headers: HeaderEdits,
+}
+
+/// What a route matches (`config.route.v3.RouteMatch`): all parts must hold.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct RouteMatch {
+    /// The path without query and fragment.
+    pub path: PathSpecifier,
+    /// `case_sensitive`; if false the text of `path` is lower case already. Has no meaning for a regex.
+    pub case_sensitive: bool,
+    /// All must hold.
+    pub headers: Vec<HeaderMatcher>,
+    /// All must hold.
+    pub query_parameters: Vec<QueryParameterMatcher>,
+    /// Only gRPC requests (`content-type: application/grpc…`).
+    pub grpc: bool,
+    /// Only a share of requests.
+    pub runtime_fraction: Option<Fraction>,
+}
+
+/// `RouteMatch.path_specifier`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum PathSpecifier {
+    /// Begins so.
+    Prefix(String),
+    /// Equal.
+    Path(String),
+    /// The whole path matches.
+    SafeRegex(Regex),
+    /// Equal, or begins so and `/` follows.
+    PathSeparatedPrefix(String),
+}
+
+/// `Route.action`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum RouteAction {
+    /// Forward.
+    Route(Box<ForwardAction>),
+    /// Redirect.
+    Redirect(Box<RedirectAction>),
+    /// Answer without upstream.
+    DirectResponse(DirectResponseAction),
+    /// Not for forwarding requests (`non_forwarding_action`): answered as Envoy does, 404.
+    NonForwarding,
+    /// 500, for this reason: what is not supported here would weaken security if it were left out.
+    Refuse(String),
+}
+
+/// `config.route.v3.RouteAction`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct ForwardAction {
+    /// Where to.
+    pub cluster: ClusterSpecifier,
+    /// Status when the cluster does not exist; 503 by default, 404 or 500.
+    pub cluster_not_found_response_code: u16,
+    /// What happens to the path.
+    pub path_rewrite: PathRewrite,
+    /// What happens to the host.
+    pub host_rewrite: HostRewrite,
+    /// The old host is appended to `x-forwarded-host` when it is rewritten.
+    pub append_x_forwarded_host: bool,
+    /// Time for the whole response in ms; 0: none. Envoy's default is 15 s. Not yet acted on.
+    pub timeout: u64,
+    /// Retries on a failed connection.
+    pub retry: RetryPolicy,
+}
+
+/// The part of `config.route.v3.RetryPolicy` that is acted on.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// `retry_on` has `connect-failure` (or `5xx`, `gateway-error`, `reset`, which include it).
+    pub connect_failure: bool,
+    /// Tries after the first.
+    pub num_retries: u32,
+}
+
+/// `RouteAction.cluster_specifier`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum ClusterSpecifier {
+    /// One cluster.
+    Cluster(String),
+    /// The value of a header (lower case name); absent: cluster not found.
+    ClusterHeader(String),
+    /// One of several, by weight.
+    Weighted {
+        /// The arms.
+        clusters: Vec<WeightedCluster>,
+        /// Sum of their weights, above 0.
+        total_weight: u32,
+    },
+}
+
+/// `WeightedCluster.ClusterWeight`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct WeightedCluster {
+    /// The cluster; empty when `cluster_header` names it.
+    pub name: String,
+    /// A header with the cluster's name (lower case); empty: none.
+    pub cluster_header: String,
+    /// Its share.
+    pub weight: u32,
+    /// Header edits of this arm.
+    pub headers: HeaderEdits,
+    /// New host for this arm; empty: the route's rewrite.
+    pub host_rewrite_literal: String,
+}
+
+/// What happens to the path of a forwarded or redirected request.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub enum PathRewrite {
+    /// Nothing.
+    #[default]
+    None,
+    /// The matched prefix, or path, or (for a regex route) whole path, is replaced.
+    Prefix(String),
+    /// Every match of the pattern in the path without query is replaced; `\1` … are groups.
+    Regex {
+        /// The pattern.
+        pattern: Regex,
+        /// RE2's substitution.
+        substitution: String,
+    },
+    /// The whole path is replaced (`path_redirect`).
+    Full(String),
+}
+
+/// What happens to the host of a forwarded request.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub enum HostRewrite {
+    /// Nothing.
+    #[default]
+    None,
+    /// `host_rewrite_literal`.
+    Literal(String),
+    /// `auto_host_rewrite`: the endpoint's host name, for clusters by DNS.
+    Auto,
+    /// `host_rewrite_header`: the value of this header (lower case name), if it is there.
+    Header(String),
+    /// `host_rewrite_path_regex`: the path without query, rewritten.
+    PathRegex {
+        /// The pattern.
+        pattern: Regex,
+        /// RE2's substitution.
+        substitution: String,
+    },
+}
+
+/// `config.route.v3.RedirectAction`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct RedirectAction {
+    /// `https` instead of what was asked (`https_redirect`).
+    pub https_redirect: bool,
+    /// Another scheme; empty: as asked.
+    pub scheme: String,
+    /// Another host; empty: as asked.
+    pub host: String,
+    /// Another port; 0: as asked.
+    pub port: u16,
+    /// What happens to the path; `Full` may carry its own query.
+    pub path: PathRewrite,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+    /// The query is left out.
+    pub strip_query: bool,
+}
+
+/// `config.route.v3.DirectResponseAction`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct DirectResponseAction {
+    /// The status.
+    pub status: u16,
+    /// The body.
+    pub body: Vec<u8>,
+}
