@@ -39,7 +39,7 @@ impl Regex {
     /// # Errors
     /// [`RegexError`] when it cannot be compiled.
     pub fn new(pattern: &str) -> Result<Regex, RegexError> {
-        compile(pattern)?;
+        compile_full(pattern)?;
         Ok(Regex { pattern: pattern.to_owned(), id: pattern_id(pattern) })
     }
 }
@@ -49,29 +49,12 @@ fn pattern_id(pattern: &str) -> u64 {
 }
 
 /// Compiles `pattern` with RE2's meaning: `\d`, `\w`, `\s` and `\b` are ASCII, `\Q…\E` quotes.
-/// Matches are found anywhere; whoever needs a whole match compares the span.
+/// Matches are found anywhere, see [`compile_full`].
 ///
 /// # Errors
 /// [`RegexError`] when the pattern is too long, too large or not understood.
 pub fn compile(pattern: &str) -> Result<meta::Regex, RegexError> {
-    if pattern.len() > MAX_PATTERN {
-        return Err(RegexError::TooLong(pattern.len()));
-    }
-    // Bytes, unless the pattern itself speaks of characters beyond ASCII.
-    let unicode = !pattern.is_ascii() || pattern.contains("\\p") || pattern.contains("\\P");
-    meta::Regex::builder()
-        .syntax(syntax::Config::new().unicode(unicode).utf8(false))
-        .configure(
-            meta::Config::new()
-                .utf8_empty(false)
-                .nfa_size_limit(Some(MAX_COMPILED))
-                .match_kind(regex_automata::MatchKind::LeftmostFirst),
-        )
-        .build(&unquote(pattern))
-        .map_err(|e| RegexError::Invalid {
-            pattern: pattern.chars().take(200).collect(),
-            reason: e.syntax_error().map_or_else(|| e.to_string(), |s| s.to_string().replace('\n', " ")),
-        })
+    build(pattern, &unquote(pattern))
 }
 
 /// Compiles `pattern` so that a match is a match of the whole input (Envoy's `safe_regex`).
@@ -79,11 +62,26 @@ pub fn compile(pattern: &str) -> Result<meta::Regex, RegexError> {
 /// # Errors
 /// As [`compile`].
 pub fn compile_full(pattern: &str) -> Result<meta::Regex, RegexError> {
-    compile(pattern)?;
-    compile(&format!("^(?:{pattern})$")).map_err(|e| match e {
-        RegexError::Invalid { reason, .. } => RegexError::Invalid { pattern: pattern.to_owned(), reason },
-        e => e,
-    })
+    let alone = unquote(pattern);
+    // On its own first: a pattern that closes a group which is not its own must not get through.
+    build(pattern, &alone)?;
+    build(pattern, &format!("^(?:{alone})$"))
+}
+
+fn build(pattern: &str, expression: &str) -> Result<meta::Regex, RegexError> {
+    if pattern.len() > MAX_PATTERN {
+        return Err(RegexError::TooLong(pattern.len()));
+    }
+    // Bytes, unless the pattern itself speaks of characters beyond ASCII.
+    let unicode = !pattern.is_ascii() || pattern.contains("\\p") || pattern.contains("\\P");
+    meta::Regex::builder()
+        .syntax(syntax::Config::new().unicode(unicode).utf8(false))
+        .configure(meta::Config::new().utf8_empty(false).nfa_size_limit(Some(MAX_COMPILED)))
+        .build(expression)
+        .map_err(|e| RegexError::Invalid {
+            pattern: pattern.chars().take(200).collect(),
+            reason: e.syntax_error().map_or_else(|| e.to_string(), |s| s.to_string().replace('\n', " ")),
+        })
 }
 
 /// `\Q…\E` of RE2 in the syntax of the regex crates.
