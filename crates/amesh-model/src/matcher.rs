@@ -98,12 +98,7 @@ fn unquote(pattern: &str) -> String {
         out.push_str(&rest[..at]);
         let quoted = &rest[at + 2..];
         let end = quoted.find("\\E").unwrap_or(quoted.len());
-        for c in quoted[..end].chars() {
-            if c.is_ascii_punctuation() {
-                out.push('\\');
-            }
-            out.push(c);
-        }
+        regex_syntax::escape_into(&quoted[..end], &mut out);
         rest = quoted.get(end + 2..).unwrap_or("");
     }
     out.push_str(rest);
