@@ -1,1 +1,5 @@
+//! xDS: what a control plane or a file says, turned into the mesh model.
 
+#![forbid(unsafe_code)]
+
+pub mod translate;

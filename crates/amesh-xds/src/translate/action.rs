@@ -1,0 +1,352 @@
+//! What a route does: `RouteAction`, `RedirectAction`, `DirectResponseAction`.
+
+use super::format::{self, name as header_name};
+use super::notes::{ignored, unsupported, Set};
+use super::route::Inherited;
+use super::value::{enumeration, inline, millis, u32_or};
+use super::{filter, matcher, Invalid, Notes};
+use amesh_model::header::Format;
+use amesh_model::route::{
+    ClusterSpecifier, DirectResponseAction, ForwardAction, HostRewrite, PathRewrite, RedirectAction, RetryPolicy,
+    RouteAction, WeightedCluster,
+};
+use envoy_types::pb::envoy::config::route::v3 as pb;
+
+const NO_CLUSTER: &str = "is empty: the name of a cluster is needed";
+
+pub(super) fn action(
+    action: &Option<pb::route::Action>,
+    inherited: &Inherited<'_>,
+    notes: &mut Notes,
+) -> Result<RouteAction, Invalid> {
+    use pb::route::Action as A;
+    match action {
+        None => Err(notes.invalid("action", "is not set: route, redirect, direct_response or non_forwarding_action")),
+        Some(A::Route(r)) => notes.within("route", |n| forward(r, inherited, n)),
+        Some(A::Redirect(r)) => Ok(RouteAction::Redirect(Box::new(notes.within("redirect", |n| redirect(r, n))?))),
+        Some(A::DirectResponse(d)) => notes
+            .within("direct_response", |n| direct_response(d, inherited.max_body, n))
+            .map(RouteAction::DirectResponse),
+        Some(A::NonForwardingAction(_)) => Ok(RouteAction::NonForwarding),
+        Some(A::FilterAction(_)) => Err(notes.invalid("filter_action", "is not supported")),
+    }
+}
+
+fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Notes) -> Result<RouteAction, Invalid> {
+    use pb::route_action::ClusterNotFoundResponseCode as C;
+    let pb::RouteAction {
+        cluster_not_found_response_code,
+        metadata_match,
+        prefix_rewrite,
+        regex_rewrite,
+        path_rewrite_policy,
+        path_rewrite,
+        append_x_forwarded_host,
+        timeout,
+        idle_timeout,
+        flush_timeout,
+        early_data_policy,
+        retry_policy,
+        retry_policy_typed_config,
+        request_mirror_policies,
+        priority,
+        rate_limits,
+        include_vh_rate_limits,
+        hash_policy,
+        cors,
+        max_grpc_timeout,
+        grpc_timeout_offset,
+        upgrade_configs,
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        hedge_policy,
+        max_stream_duration,
+        cluster_specifier,
+        host_rewrite_specifier,
+    } = action;
+    unsupported!(notes; path_rewrite_policy);
+    ignored!(notes, "only subsets depend on it, and a cluster with subsets is refused"; metadata_match);
+    let time = "time-outs are nginx's own";
+    ignored!(notes, time; idle_timeout, flush_timeout, max_grpc_timeout, grpc_timeout_offset, max_stream_duration);
+    ignored!(notes, "retries are those of connections that fail"; retry_policy_typed_config, hedge_policy);
+    ignored!(notes, "requests are not mirrored"; request_mirror_policies);
+    ignored!(notes, "there are no circuit breakers"; priority);
+    ignored!(notes, "there is no rate limit filter"; rate_limits, include_vh_rate_limits);
+    ignored!(notes, "endpoints are not picked by a hash"; hash_policy);
+    ignored!(notes, "CORS is not answered"; cors);
+    ignored!(notes, "upgrades are as the connection manager says"; upgrade_configs);
+    ignored!(notes, "early data is not used"; early_data_policy);
+    ignored!(notes, "redirects of an endpoint go to the client";
+        internal_redirect_policy, internal_redirect_action, max_internal_redirects);
+    let timeout = millis(timeout, "timeout", notes)?.unwrap_or(15_000);
+    if timeout > 0 {
+        notes.ignored("timeout", time);
+    }
+    let path_rewrite = match (prefix_rewrite.is_set(), regex_rewrite, path_rewrite.is_set()) {
+        (false, None, false) => PathRewrite::None,
+        (true, None, false) => PathRewrite::Prefix(prefix_rewrite.clone()),
+        (false, Some(r), false) => {
+            let (pattern, substitution) = notes.within("regex_rewrite", |n| matcher::substitution(r, n))?;
+            PathRewrite::Regex { pattern, substitution }
+        }
+        (false, None, true) => PathRewrite::Full(literal(path_rewrite, "path_rewrite", notes)?),
+        _ => return Err(notes.invalid("", "more than one of prefix_rewrite, regex_rewrite and path_rewrite is set")),
+    };
+    let retry = match (retry_policy, inherited.retry) {
+        (Some(p), _) => notes.within("retry_policy", |n| retry(p, n))?,
+        // What of it is not acted on stands at the virtual host.
+        (None, Some(p)) => {
+            retry(p, &mut Notes::new()).map_err(|_| notes.invalid("retry_policy", "inherits nonsense"))?
+        }
+        (None, None) => RetryPolicy::default(),
+    };
+    let (cluster, refuse) = cluster(cluster_specifier, notes)?;
+    let forward = ForwardAction {
+        cluster,
+        cluster_not_found_response_code: match enumeration::<C>(
+            *cluster_not_found_response_code,
+            "cluster_not_found_response_code",
+            notes,
+        )? {
+            C::ServiceUnavailable => 503,
+            C::NotFound => 404,
+            C::InternalServerError => 500,
+        },
+        path_rewrite,
+        host_rewrite: host_rewrite(host_rewrite_specifier, notes)?,
+        append_x_forwarded_host: *append_x_forwarded_host,
+        timeout,
+        retry,
+    };
+    Ok(refuse.map_or_else(|| RouteAction::Route(Box::new(forward)), RouteAction::Refuse))
+}
+
+/// A text that may have substitution commands in Envoy, and may not here.
+fn literal(text: &str, field: &str, notes: &mut Notes) -> Result<String, Invalid> {
+    match format::parse(text, field, notes)?.as_deref() {
+        Some([Format::Text(t)]) => Ok(t.clone()),
+        Some([]) => Ok(String::new()),
+        _ => Err(notes.invalid(field, "substitution commands are not supported here")),
+    }
+}
+
+fn host_rewrite(
+    specifier: &Option<pb::route_action::HostRewriteSpecifier>,
+    notes: &mut Notes,
+) -> Result<HostRewrite, Invalid> {
+    use pb::route_action::HostRewriteSpecifier as H;
+    Ok(match specifier {
+        None => HostRewrite::None,
+        Some(H::HostRewriteLiteral(h)) if h.is_empty() => HostRewrite::None,
+        Some(H::HostRewriteLiteral(h)) => HostRewrite::Literal(header_value(h, "host_rewrite_literal", notes)?),
+        Some(H::AutoHostRewrite(b)) if b.value => HostRewrite::Auto,
+        Some(H::AutoHostRewrite(_)) => HostRewrite::None,
+        Some(H::HostRewriteHeader(h)) => HostRewrite::Header(header_name(h, "host_rewrite_header", notes)?),
+        Some(H::HostRewritePathRegex(r)) => {
+            let (pattern, substitution) = notes.within("host_rewrite_path_regex", |n| matcher::substitution(r, n))?;
+            HostRewrite::PathRegex { pattern, substitution }
+        }
+        Some(H::HostRewrite(h)) => match literal(h, "host_rewrite", notes)? {
+            h if h.is_empty() => HostRewrite::None,
+            h => HostRewrite::Literal(h),
+        },
+    })
+}
+
+/// A text that goes into a header as it is.
+fn header_value(text: &str, field: &str, notes: &Notes) -> Result<String, Invalid> {
+    match text.bytes().any(|b| matches!(b, 0 | b'\r' | b'\n')) {
+        true => Err(notes.invalid(field, "has a line break or a NUL in it")),
+        false => Ok(text.to_owned()),
+    }
+}
+
+/// The part of a retry policy that is acted on.
+pub(super) fn retry(policy: &pb::RetryPolicy, notes: &mut Notes) -> Result<RetryPolicy, Invalid> {
+    let pb::RetryPolicy {
+        retry_on,
+        num_retries,
+        per_try_timeout,
+        per_try_idle_timeout,
+        retry_priority,
+        retry_host_predicate,
+        retry_options_predicates,
+        host_selection_retry_max_attempts,
+        retriable_status_codes,
+        retry_back_off,
+        rate_limited_retry_back_off,
+        retriable_headers,
+        retriable_request_headers,
+        refresh_cluster_on_retry,
+    } = policy;
+    ignored!(notes, "retries are those of connections that fail, at once, on the next endpoint";
+        per_try_timeout, per_try_idle_timeout, retry_priority, retry_host_predicate, retry_options_predicates,
+        host_selection_retry_max_attempts, retriable_status_codes, retry_back_off, rate_limited_retry_back_off,
+        retriable_headers, retriable_request_headers, refresh_cluster_on_retry);
+    let words = || retry_on.split(',').map(str::trim).filter(|w| !w.is_empty());
+    // A connection that fails is a reset before the request, so all of these include it.
+    let includes = ["connect-failure", "5xx", "gateway-error", "reset", "reset-before-request"];
+    if words().any(|w| w != "connect-failure") {
+        notes.ignored("retry_on", "only connections that fail are retried");
+    }
+    millis(per_try_timeout, "per_try_timeout", notes)?;
+    Ok(RetryPolicy { connect_failure: words().any(|w| includes.contains(&w)), num_retries: u32_or(num_retries, 1) })
+}
+
+/// Where requests go, and why they must not.
+fn cluster(
+    specifier: &Option<pb::route_action::ClusterSpecifier>,
+    notes: &mut Notes,
+) -> Result<(ClusterSpecifier, Option<String>), Invalid> {
+    use pb::route_action::ClusterSpecifier as S;
+    match specifier {
+        None => Err(notes.invalid("cluster_specifier", "is not set: cluster, cluster_header or weighted_clusters")),
+        Some(S::Cluster(c)) if c.is_empty() => Err(notes.invalid("cluster", NO_CLUSTER)),
+        Some(S::Cluster(c)) => Ok((ClusterSpecifier::Cluster(c.clone()), None)),
+        Some(S::ClusterHeader(h)) => {
+            Ok((ClusterSpecifier::ClusterHeader(header_name(h, "cluster_header", notes)?), None))
+        }
+        Some(S::WeightedClusters(w)) => notes.within("weighted_clusters", |n| weighted(w, n)),
+        Some(S::ClusterSpecifierPlugin(_)) => {
+            Err(notes.invalid("cluster_specifier_plugin", "cluster specifier plugins are not supported"))
+        }
+        Some(S::InlineClusterSpecifierPlugin(_)) => {
+            Err(notes.invalid("inline_cluster_specifier_plugin", "cluster specifier plugins are not supported"))
+        }
+    }
+}
+
+fn weighted(w: &pb::WeightedCluster, notes: &mut Notes) -> Result<(ClusterSpecifier, Option<String>), Invalid> {
+    // The sum of the weights counts; `total_weight` is deprecated and not looked at by Envoy either.
+    let pb::WeightedCluster { clusters, total_weight: _, runtime_key_prefix: _, random_value_specifier } = w;
+    ignored!(notes, "an arm is picked by chance for every request"; random_value_specifier);
+    if clusters.is_empty() {
+        return Err(notes.invalid("clusters", "is empty"));
+    }
+    let mut refuse = None;
+    let arms = notes.list("clusters", clusters, |c, n| {
+        let (arm, refused) = arm(c, n)?;
+        refuse = refuse.take().or(refused);
+        Ok(arm)
+    })?;
+    let total: u64 = arms.iter().map(|c| u64::from(c.weight)).sum();
+    match u32::try_from(total) {
+        Ok(0) => Err(notes.invalid("clusters", "the sum of the weights is 0")),
+        Ok(total_weight) => Ok((ClusterSpecifier::Weighted { clusters: arms, total_weight }, refuse)),
+        Err(_) => {
+            Err(notes.invalid("clusters", format!("the sum of the weights is {total}, the limit is {}", u32::MAX)))
+        }
+    }
+}
+
+fn arm(
+    c: &pb::weighted_cluster::ClusterWeight,
+    notes: &mut Notes,
+) -> Result<(WeightedCluster, Option<String>), Invalid> {
+    use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier as H;
+    let pb::weighted_cluster::ClusterWeight {
+        name,
+        cluster_header,
+        weight,
+        metadata_match,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        typed_per_filter_config,
+        host_rewrite_specifier,
+    } = c;
+    ignored!(notes, "only subsets depend on it, and a cluster with subsets is refused"; metadata_match);
+    if name.is_empty() == cluster_header.is_empty() {
+        return Err(notes.invalid("name", "exactly one of name and cluster_header must be set"));
+    }
+    let cluster_header = match cluster_header.as_str() {
+        "" => String::new(),
+        h => header_name(h, "cluster_header", notes)?,
+    };
+    let arm = WeightedCluster {
+        name: name.clone(),
+        cluster_header,
+        weight: u32_or(weight, 0),
+        headers: format::edits(
+            request_headers_to_add,
+            request_headers_to_remove,
+            response_headers_to_add,
+            response_headers_to_remove,
+            notes,
+        )?,
+        host_rewrite_literal: match host_rewrite_specifier {
+            None => String::new(),
+            Some(H::HostRewriteLiteral(h)) => header_value(h, "host_rewrite_literal", notes)?,
+        },
+    };
+    // One arm that must not be used refuses the route: which arm a request takes is chance.
+    Ok((arm, filter::per_route(typed_per_filter_config, notes)?))
+}
+
+fn redirect(r: &pb::RedirectAction, notes: &mut Notes) -> Result<RedirectAction, Invalid> {
+    use pb::redirect_action::{PathRewriteSpecifier as P, RedirectResponseCode as C, SchemeRewriteSpecifier as S};
+    let pb::RedirectAction {
+        host_redirect,
+        port_redirect,
+        response_code,
+        strip_query,
+        scheme_rewrite_specifier,
+        path_rewrite_specifier,
+    } = r;
+    let path = match path_rewrite_specifier {
+        None => PathRewrite::None,
+        // istiod sets an empty one to say nothing.
+        Some(P::PathRedirect(p) | P::PrefixRewrite(p) | P::PathRewrite(p)) if p.is_empty() => PathRewrite::None,
+        Some(P::PathRedirect(p)) => PathRewrite::Full(header_value(p, "path_redirect", notes)?),
+        Some(P::PrefixRewrite(p)) => PathRewrite::Prefix(header_value(p, "prefix_rewrite", notes)?),
+        Some(P::RegexRewrite(r)) => {
+            let (pattern, substitution) = notes.within("regex_rewrite", |n| matcher::substitution(r, n))?;
+            PathRewrite::Regex { pattern, substitution }
+        }
+        Some(P::PathRewrite(p)) => PathRewrite::Full(literal(p, "path_rewrite", notes)?),
+    };
+    let (https_redirect, scheme) = match scheme_rewrite_specifier {
+        None => (false, ""),
+        Some(S::HttpsRedirect(b)) => (*b, ""),
+        Some(S::SchemeRedirect(s)) => (false, s.as_str()),
+    };
+    Ok(RedirectAction {
+        https_redirect,
+        scheme: header_value(scheme, "scheme_redirect", notes)?,
+        host: header_value(host_redirect, "host_redirect", notes)?,
+        port: u16::try_from(*port_redirect)
+            .map_err(|_| notes.invalid("port_redirect", format!("{port_redirect} is no port: 0 to 65535")))?,
+        path,
+        status: match enumeration::<C>(*response_code, "response_code", notes)? {
+            C::MovedPermanently => 301,
+            C::Found => 302,
+            C::SeeOther => 303,
+            C::TemporaryRedirect => 307,
+            C::PermanentRedirect => 308,
+        },
+        strip_query: *strip_query,
+    })
+}
+
+fn direct_response(
+    d: &pb::DirectResponseAction,
+    max_body: usize,
+    notes: &mut Notes,
+) -> Result<DirectResponseAction, Invalid> {
+    let pb::DirectResponseAction { status, body, body_format } = d;
+    ignored!(notes, "the body is sent as it stands"; body_format);
+    let status = match u16::try_from(*status) {
+        Ok(s @ 200..=599) => s,
+        _ => return Err(notes.invalid("status", format!("{status} is not within 200 to 599"))),
+    };
+    let body = match body {
+        None => Vec::new(),
+        Some(b) => notes.within("body", |n| inline(b, n))?,
+    };
+    if body.len() > max_body {
+        return Err(notes.invalid("body", format!("is {} bytes long, the limit is {max_body}", body.len())));
+    }
+    Ok(DirectResponseAction { status, body })
+}

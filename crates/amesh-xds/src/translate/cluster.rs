@@ -1,0 +1,531 @@
+//! `config.cluster.v3.Cluster` → [`Cluster`], and where its endpoints come from.
+
+use super::endpoint::{dns_target_localities, endpoint_set, DnsLocality};
+use super::hcm::INITIAL_FETCH_TIMEOUT;
+use super::notes::{ignored, Set};
+use super::value::{bool_or, enumeration, ip, millis, percent, positive_millis, type_name, u32_or, unpack};
+use super::{filter, lb, socket, Invalid, Notes, Sockets};
+use amesh_model::address::Ip;
+use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
+use amesh_model::endpoint::EndpointSet;
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::clusters::dns::v3 as dns;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
+use envoy_types::pb::google::protobuf::Any;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// A cluster, where its endpoints come from, and which of them must not be spoken to.
+#[derive(Clone, Debug)]
+pub struct TranslatedCluster {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Where its endpoints come from.
+    pub source: Source,
+    /// Its transport sockets.
+    pub sockets: Arc<Sockets>,
+}
+
+/// Where the endpoints of a cluster come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// It has none: `ORIGINAL_DST`.
+    None,
+    /// They stand in the cluster.
+    Inline(EndpointSet),
+    /// A `ClusterLoadAssignment` of this name.
+    Eds {
+        /// `eds_cluster_config.service_name`, or the name of the cluster.
+        service: String,
+        /// How long to wait for it, in ms (`initial_fetch_timeout`); 0: for ever.
+        wait: u64,
+    },
+    /// Names that must be resolved.
+    Dns(Arc<DnsCluster>),
+}
+
+/// Which addresses of a name are taken (`DnsLookupFamily`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DnsFamily {
+    /// `AUTO`: IPv6, and IPv4 when there is none.
+    Auto,
+    /// `V4_ONLY`.
+    V4Only,
+    /// `V6_ONLY`.
+    V6Only,
+    /// `V4_PREFERRED`: IPv4, and IPv6 when there is none.
+    V4Preferred,
+    /// `ALL`.
+    All,
+}
+
+/// A cluster whose endpoints are names (`STRICT_DNS`, `LOGICAL_DNS`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct DnsCluster {
+    /// Its places.
+    pub(super) localities: Vec<DnsLocality>,
+    /// Overprovisioning factor in per cent.
+    pub(super) overprovisioning_factor: u32,
+    /// Only the first address of a name is taken (`LOGICAL_DNS`).
+    pub first_only: bool,
+    /// Which addresses are taken.
+    pub family: DnsFamily,
+    /// Names are resolved again after this long, in ms; 5 s by default.
+    pub refresh: u64,
+    /// The time to live of the answer goes before `refresh`.
+    pub respect_ttl: bool,
+}
+
+/// A cluster.
+///
+/// # Errors
+/// [`Invalid`] names the field that makes no sense or is refused by name.
+pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, Invalid> {
+    let pb::Cluster {
+        transport_socket_matches,
+        transport_socket_matcher,
+        name,
+        alt_stat_name,
+        stats_matcher: _,
+        eds_cluster_config,
+        connect_timeout,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        lb_policy: _,
+        load_assignment,
+        health_checks,
+        max_requests_per_connection: _,
+        circuit_breakers,
+        upstream_http_protocol_options,
+        common_http_protocol_options: _,
+        http_protocol_options,
+        http2_protocol_options: _,
+        typed_extension_protocol_options,
+        dns_refresh_rate: _,
+        dns_jitter,
+        dns_failure_refresh_rate,
+        respect_dns_ttl: _,
+        dns_lookup_family: _,
+        dns_resolvers,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        wait_for_warm_on_init,
+        outlier_detection,
+        cleanup_interval,
+        upstream_bind_config,
+        lb_subset_config,
+        common_lb_config,
+        transport_socket,
+        metadata: _,
+        protocol_selection: _,
+        upstream_connection_options,
+        close_connections_on_host_health_failure,
+        ignore_health_on_host_removal,
+        filters,
+        load_balancing_policy: _,
+        lrs_server,
+        lrs_report_endpoint_metrics: _,
+        track_timeout_budgets: _,
+        upstream_config,
+        track_cluster_stats: _,
+        preconnect_policy,
+        connection_pool_per_downstream_connection,
+        queuing_policies,
+        cluster_discovery_type,
+        lb_config: _,
+    } = c;
+    if name.is_empty() {
+        return Err(notes.invalid("name", "is empty"));
+    }
+    ignored!(notes, "nginx's own buffers hold";
+        per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout);
+    ignored!(notes, "endpoints are not probed"; health_checks, ignore_health_on_host_removal, close_connections_on_host_health_failure);
+    ignored!(notes, "there are no circuit breakers"; circuit_breakers, queuing_policies);
+    ignored!(notes, "endpoints are not ejected"; outlier_detection);
+    ignored!(notes, "TLS is not spoken to endpoints"; upstream_http_protocol_options);
+    ignored!(notes, "nginx's own limits hold"; http_protocol_options);
+    ignored!(notes, "the system's resolver is asked";
+        dns_jitter, dns_failure_refresh_rate, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
+        typed_dns_resolver_config);
+    ignored!(notes, "connections are kept as the cluster's idle time-out says";
+        cleanup_interval, preconnect_policy, connection_pool_per_downstream_connection);
+    ignored!(notes, "load is not reported"; lrs_server);
+    ignored!(notes, "every cluster waits for its endpoints"; wait_for_warm_on_init);
+
+    let mut refuse = None;
+    let policy = lb::policy(c, &mut refuse, notes)?;
+    let (discovery, dns) = discovery(c, cluster_discovery_type, policy.policy, &mut refuse, notes)?;
+    if lb_subset_config.as_ref().is_some_and(|s| !s.subset_selectors.is_empty()) {
+        refuse =
+            Some(notes.refused("lb_subset_config", "subsets are not supported: requests would reach any endpoint"));
+    }
+    if upstream_config.is_some() {
+        refuse = Some(notes.refused("upstream_config", "upstreams that are extensions are not supported"));
+    }
+    for (i, f) in filters.iter().enumerate() {
+        let why = notes.each("filters", i, |n| match &f.typed_config {
+            Some(any) => filter::left_out(&f.name, any, false, "", n),
+            None => Ok(Some(n.refused("", format!("\"{}\" is not supported", f.name)))),
+        })?;
+        refuse = refuse.or(why);
+    }
+    let default = transport_socket.as_ref().and_then(socket::refusal).map(|r| notes.refused("transport_socket", r));
+    let default = match transport_socket_matcher {
+        None => default,
+        Some(_) => Some(notes.refused("transport_socket_matcher", "is not supported")),
+    };
+    for (i, m) in transport_socket_matches.iter().enumerate() {
+        if let Some(why) = m.transport_socket.as_ref().and_then(socket::refusal) {
+            notes.each("transport_socket_matches", i, |n| n.refused("transport_socket", why));
+        }
+    }
+    let matches = if transport_socket_matcher.is_some() { &[][..] } else { transport_socket_matches };
+    let sockets = Sockets::new(matches, default);
+    if discovery == Discovery::OriginalDst {
+        // Its endpoints are made on the way and have no metadata.
+        refuse = refuse.or_else(|| sockets.refusal(None, None).map(str::to_owned));
+    }
+    let source = source(c, discovery, dns, &sockets, eds_cluster_config, load_assignment, notes)?;
+    let http = http_options(c, typed_extension_protocol_options, &mut refuse, notes)?;
+    let panic = common_lb_config.as_ref().map(|l| notes.within("common_lb_config", |n| common_lb(l, n))).transpose()?;
+    let (healthy_panic_threshold, weighted) = panic.unwrap_or((50, false));
+    let cluster = Cluster {
+        name: name.clone(),
+        alt_stat_name: alt_stat_name.clone(),
+        discovery,
+        lb_policy: policy.policy,
+        connect_timeout: positive_millis(connect_timeout, "connect_timeout", notes)?.unwrap_or(5000),
+        protocol: http.protocol,
+        healthy_panic_threshold,
+        locality_weighted: weighted || policy.locality_weighted,
+        idle_timeout: http.idle_timeout,
+        max_requests_per_connection: http.max_requests,
+        tcp_keepalive: upstream_connection_options
+            .as_ref()
+            .and_then(|o| notes.within("upstream_connection_options", |n| keepalive(o, n))),
+        bind: upstream_bind_config
+            .as_ref()
+            .map_or(Ok(Vec::new()), |b| notes.within("upstream_bind_config", |n| bind(b, n)))?,
+        refuse,
+        cell: 0,
+    };
+    Ok(TranslatedCluster { cluster, source, sockets: Arc::new(sockets) })
+}
+
+fn discovery(
+    c: &pb::Cluster,
+    kind: &Option<pb::cluster::ClusterDiscoveryType>,
+    policy: LbPolicy,
+    refuse: &mut Option<String>,
+    notes: &mut Notes,
+) -> Result<(Discovery, Option<DnsCluster>), Invalid> {
+    use pb::cluster::{ClusterDiscoveryType as K, DiscoveryType as T, DnsLookupFamily as F};
+    let dns = |first_only, family, refresh, respect_ttl| DnsCluster {
+        localities: Vec::new(),
+        overprovisioning_factor: 140,
+        first_only,
+        family,
+        refresh,
+        respect_ttl,
+    };
+    let kind = match kind {
+        None => T::Static,
+        Some(K::Type(t)) => enumeration::<T>(*t, "type", notes)?,
+        Some(K::ClusterType(t)) => {
+            let Some(any) =
+                t.typed_config.as_ref().filter(|a| type_name(a) == "envoy.extensions.clusters.dns.v3.DnsCluster")
+            else {
+                *refuse = Some(notes.refused("cluster_type", format!("\"{}\" is not supported", t.name)));
+                return Ok((Discovery::Static, None));
+            };
+            let d: dns::DnsCluster = unpack(any, "cluster_type.typed_config", notes)?;
+            return notes.within("cluster_type.typed_config", |n| dns_cluster(&d, dns, n));
+        }
+    };
+    let provided = policy == LbPolicy::ClusterProvided;
+    if kind == T::OriginalDst && !provided {
+        return Err(notes.invalid("lb_policy", "a cluster of type ORIGINAL_DST needs lb_policy CLUSTER_PROVIDED"));
+    }
+    if kind != T::OriginalDst && provided {
+        return Err(notes.invalid("lb_policy", "CLUSTER_PROVIDED goes with type ORIGINAL_DST alone"));
+    }
+    Ok(match kind {
+        T::Static => (Discovery::Static, None),
+        T::Eds => (Discovery::Eds, None),
+        T::OriginalDst => (Discovery::OriginalDst, None),
+        T::StrictDns | T::LogicalDns => {
+            let family = match enumeration::<F>(c.dns_lookup_family, "dns_lookup_family", notes)? {
+                F::Auto => DnsFamily::Auto,
+                F::V4Only => DnsFamily::V4Only,
+                F::V6Only => DnsFamily::V6Only,
+                F::V4Preferred => DnsFamily::V4Preferred,
+                F::All => DnsFamily::All,
+            };
+            let refresh = positive_millis(&c.dns_refresh_rate, "dns_refresh_rate", notes)?.unwrap_or(5000);
+            let first_only = kind == T::LogicalDns;
+            let discovery = if first_only { Discovery::LogicalDns } else { Discovery::StrictDns };
+            (discovery, Some(dns(first_only, family, refresh, c.respect_dns_ttl)))
+        }
+    })
+}
+
+/// The extension that stands for `STRICT_DNS` and `LOGICAL_DNS` in newer configurations.
+fn dns_cluster(
+    d: &dns::DnsCluster,
+    make: impl Fn(bool, DnsFamily, u64, bool) -> DnsCluster,
+    notes: &mut Notes,
+) -> Result<(Discovery, Option<DnsCluster>), Invalid> {
+    use envoy_types::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily as F;
+    let dns::DnsCluster {
+        dns_refresh_rate,
+        dns_failure_refresh_rate,
+        respect_dns_ttl,
+        dns_jitter,
+        typed_dns_resolver_config,
+        dns_lookup_family,
+        all_addresses_in_single_endpoint,
+        dns_min_refresh_rate,
+    } = d;
+    ignored!(notes, "the system's resolver is asked";
+        dns_failure_refresh_rate, dns_jitter, typed_dns_resolver_config, dns_min_refresh_rate);
+    let family = match enumeration::<F>(*dns_lookup_family, "dns_lookup_family", notes)? {
+        F::Unspecified | F::Auto => DnsFamily::Auto,
+        F::V4Only => DnsFamily::V4Only,
+        F::V6Only => DnsFamily::V6Only,
+        F::V4Preferred => DnsFamily::V4Preferred,
+        F::All => DnsFamily::All,
+    };
+    let refresh = positive_millis(dns_refresh_rate, "dns_refresh_rate", notes)?.unwrap_or(5000);
+    let first = *all_addresses_in_single_endpoint;
+    let discovery = if first { Discovery::LogicalDns } else { Discovery::StrictDns };
+    Ok((discovery, Some(make(first, family, refresh, *respect_dns_ttl))))
+}
+
+fn source(
+    c: &pb::Cluster,
+    discovery: Discovery,
+    dns: Option<DnsCluster>,
+    sockets: &Sockets,
+    eds: &Option<pb::cluster::EdsClusterConfig>,
+    load_assignment: &Option<envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment>,
+    notes: &mut Notes,
+) -> Result<Source, Invalid> {
+    if discovery == Discovery::Eds {
+        ignored!(notes, "the endpoints come by EDS"; load_assignment);
+        let Some(config) = eds.as_ref().and_then(|e| e.eds_config.as_ref()) else {
+            return Err(notes.invalid("eds_cluster_config.eds_config", "is not set: a cluster of type EDS needs it"));
+        };
+        let field = "eds_cluster_config.eds_config.initial_fetch_timeout";
+        let wait = millis(&config.initial_fetch_timeout, field, notes)?.unwrap_or(INITIAL_FETCH_TIMEOUT);
+        let service = eds.as_ref().map(|e| e.service_name.as_str()).filter(|s| !s.is_empty());
+        return Ok(Source::Eds { service: service.unwrap_or(&c.name).to_owned(), wait });
+    }
+    if eds.is_some() {
+        return Err(notes.invalid("eds_cluster_config", "is set, and the type is not EDS"));
+    }
+    match (discovery, load_assignment) {
+        (Discovery::OriginalDst, None) => Ok(Source::None),
+        (Discovery::OriginalDst, Some(_)) => {
+            Err(notes.invalid("load_assignment", "a cluster of type ORIGINAL_DST has no endpoints of its own"))
+        }
+        (Discovery::StrictDns | Discovery::LogicalDns, assignment) => {
+            let mut dns = dns.ok_or_else(|| notes.invalid("type", "says nothing of how names are resolved"))?;
+            if let Some(a) = assignment {
+                let named = notes.within("load_assignment", |n| dns_target_localities(sockets, a, n))?;
+                (dns.localities, dns.overprovisioning_factor) = named;
+            }
+            let names: usize = dns.localities.iter().map(DnsLocality::len).sum();
+            if dns.first_only && (dns.localities.len(), names) != (1, 1) {
+                let reason = "a LOGICAL_DNS cluster must have a single locality with a single endpoint";
+                return Err(notes.invalid("load_assignment", reason));
+            }
+            Ok(Source::Dns(Arc::new(dns)))
+        }
+        (_, None) => Ok(Source::Inline(EndpointSet {
+            cluster: c.name.clone(),
+            localities: Vec::new(),
+            overprovisioning_factor: 140,
+        })),
+        (_, Some(a)) => notes.within("load_assignment", |n| endpoint_set(&c.name, sockets, a, n)).map(Source::Inline),
+    }
+}
+
+struct HttpOptions {
+    protocol: UpstreamProtocol,
+    idle_timeout: u64,
+    max_requests: u32,
+}
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+const HTTP3: &str = "HTTP/3 is not supported";
+
+fn http_options(
+    c: &pb::Cluster,
+    extensions: &HashMap<String, Any>,
+    refuse: &mut Option<String>,
+    notes: &mut Notes,
+) -> Result<HttpOptions, Invalid> {
+    let field = "typed_extension_protocol_options";
+    for (key, any) in extensions.iter().collect::<BTreeMap<_, _>>() {
+        if type_name(any) == HTTP_OPTIONS {
+            return notes.entry(field, key, |n| explicit_options(&unpack(any, "", n)?, refuse, n));
+        }
+        notes.entry(field, key, |n| n.ignored("", "is not supported"));
+    }
+    use pb::cluster::ClusterProtocolSelection as P;
+    let downstream = enumeration::<P>(c.protocol_selection, "protocol_selection", notes)? == P::UseDownstreamProtocol;
+    let protocol = match (downstream, &c.http2_protocol_options) {
+        (true, _) => UpstreamProtocol::UseDownstream,
+        (false, Some(_)) => UpstreamProtocol::Http2,
+        (false, None) => UpstreamProtocol::Http1,
+    };
+    let (idle_timeout, max_requests) = common_options(&c.common_http_protocol_options, notes)?;
+    let max_requests = c.max_requests_per_connection.as_ref().map_or(max_requests, |m| m.value);
+    Ok(HttpOptions { protocol, idle_timeout, max_requests })
+}
+
+fn explicit_options(
+    o: &http::HttpProtocolOptions,
+    refuse: &mut Option<String>,
+    notes: &mut Notes,
+) -> Result<HttpOptions, Invalid> {
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig as E;
+    use http::http_protocol_options::UpstreamProtocolOptions as U;
+    let http::HttpProtocolOptions {
+        common_http_protocol_options,
+        upstream_http_protocol_options,
+        http_filters,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy,
+        upstream_protocol_options,
+    } = o;
+    ignored!(notes, "TLS is not spoken to endpoints"; upstream_http_protocol_options);
+    ignored!(notes, "headers are validated as nginx does"; header_validation_config);
+    ignored!(notes, "endpoints are not ejected"; outlier_detection);
+    ignored!(notes, "requests are not mirrored"; request_mirror_policies);
+    ignored!(notes, "endpoints are not picked by a hash"; hash_policy);
+    ignored!(notes, "retries are those that the route asks for"; retry_policy);
+    if let Some(why) = filter::upstream_filters(http_filters, "http_filters", notes) {
+        *refuse = Some(why);
+    }
+    let protocol = match upstream_protocol_options {
+        None => return Err(notes.invalid("upstream_protocol_options", "is not set")),
+        Some(U::ExplicitHttpConfig(e)) => match &e.protocol_config {
+            None => return Err(notes.invalid("explicit_http_config.protocol_config", "is not set")),
+            Some(E::HttpProtocolOptions(_)) => UpstreamProtocol::Http1,
+            Some(E::Http2ProtocolOptions(_)) => UpstreamProtocol::Http2,
+            Some(E::Http3ProtocolOptions(_)) => {
+                *refuse = Some(notes.refused("explicit_http_config.http3_protocol_options", HTTP3));
+                UpstreamProtocol::Http1
+            }
+        },
+        Some(U::UseDownstreamProtocolConfig(_)) => UpstreamProtocol::UseDownstream,
+        Some(U::AutoConfig(_)) => {
+            notes.ignored("auto_config", "without TLS there is no ALPN: HTTP/1.1 is spoken");
+            UpstreamProtocol::Http1
+        }
+    };
+    let (idle_timeout, max_requests) = common_options(common_http_protocol_options, notes)?;
+    Ok(HttpOptions { protocol, idle_timeout, max_requests })
+}
+
+/// Idle time-out (ms) and requests per connection.
+fn common_options(o: &Option<core::HttpProtocolOptions>, notes: &mut Notes) -> Result<(u64, u32), Invalid> {
+    const HOUR: u64 = 3_600_000;
+    let Some(o) = o else { return Ok((HOUR, 0)) };
+    notes.within("common_http_protocol_options", |notes| {
+        let core::HttpProtocolOptions {
+            idle_timeout,
+            max_connection_duration,
+            max_connection_duration_jitter,
+            max_headers_count,
+            max_response_headers_kb,
+            max_stream_duration,
+            headers_with_underscores_action: _,
+            max_requests_per_connection,
+        } = o;
+        ignored!(notes, "nginx's own limits and time-outs hold";
+            max_connection_duration, max_connection_duration_jitter, max_headers_count, max_response_headers_kb,
+            max_stream_duration);
+        Ok((millis(idle_timeout, "idle_timeout", notes)?.unwrap_or(HOUR), u32_or(max_requests_per_connection, 0)))
+    })
+}
+
+/// Panic threshold and whether localities have weights.
+fn common_lb(l: &pb::cluster::CommonLbConfig, notes: &mut Notes) -> Result<(u8, bool), Invalid> {
+    use pb::cluster::common_lb_config::LocalityConfigSpecifier as S;
+    let pb::cluster::CommonLbConfig {
+        healthy_panic_threshold,
+        update_merge_window: _,
+        ignore_new_hosts_until_first_hc,
+        close_connections_on_host_set_change,
+        consistent_hashing_lb_config,
+        override_host_status,
+        locality_config_specifier,
+    } = l;
+    ignored!(notes, "endpoints are not probed"; ignore_new_hosts_until_first_hc, override_host_status);
+    ignored!(notes, "connections are kept"; close_connections_on_host_set_change);
+    ignored!(notes, "endpoints are not picked by a hash"; consistent_hashing_lb_config);
+    let weighted = match locality_config_specifier {
+        None => false,
+        Some(S::LocalityWeightedLbConfig(_)) => true,
+        Some(S::ZoneAwareLbConfig(_)) => {
+            notes.ignored("zone_aware_lb_config", "endpoints of all zones are alike");
+            false
+        }
+    };
+    Ok((percent(healthy_panic_threshold, 50, "healthy_panic_threshold", notes)?, weighted))
+}
+
+fn keepalive(o: &pb::UpstreamConnectionOptions, notes: &mut Notes) -> Option<(u32, u32, u32)> {
+    let pb::UpstreamConnectionOptions {
+        tcp_keepalive,
+        set_local_interface_name_on_upstream_connections: _,
+        happy_eyeballs_config,
+    } = o;
+    ignored!(notes, "an endpoint has one address"; happy_eyeballs_config);
+    tcp_keepalive
+        .as_ref()
+        .map(|k| (u32_or(&k.keepalive_time, 0), u32_or(&k.keepalive_interval, 0), u32_or(&k.keepalive_probes, 0)))
+}
+
+fn bind(b: &core::BindConfig, notes: &mut Notes) -> Result<Vec<Ip>, Invalid> {
+    let core::BindConfig {
+        source_address,
+        freebind,
+        socket_options,
+        extra_source_addresses,
+        additional_source_addresses,
+        local_address_selector,
+        validate_network_namespaces: _,
+    } = b;
+    if bool_or(freebind, false) {
+        notes.ignored("freebind", "the source address must be one of this machine");
+    }
+    ignored!(notes, "the system's socket options hold"; socket_options);
+    ignored!(notes, "the first address of a family is taken"; local_address_selector);
+    let all = source_address
+        .iter()
+        .chain(extra_source_addresses.iter().filter_map(|e| e.address.as_ref()))
+        .chain(additional_source_addresses);
+    let mut out: Vec<Ip> = Vec::new();
+    for a in all {
+        let ip = ip(&a.address, "source_address.address", notes)?;
+        if super::value::socket_port(a, notes)? != 0 {
+            notes.ignored("source_address.port_value", "the system picks the source port");
+        }
+        if !out.iter().any(|o| matches!((o, &ip), (Ip::V4(_), Ip::V4(_)) | (Ip::V6(_), Ip::V6(_)))) {
+            out.push(ip);
+        }
+    }
+    if out.is_empty() && (extra_source_addresses.is_set() || additional_source_addresses.is_set()) {
+        return Err(notes.invalid("source_address", "is not set"));
+    }
+    Ok(out)
+}

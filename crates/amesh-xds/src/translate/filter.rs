@@ -1,0 +1,214 @@
+//! HTTP and network filters: which are acted on, which may be left out, and which must not.
+
+use super::notes::ignored;
+use super::value::{type_name, unpack};
+use super::{Invalid, Notes};
+use envoy_types::pb::envoy::config::{rbac::v3 as rbac, route::v3 as route};
+use envoy_types::pb::envoy::extensions::filters::http::{rbac::v3 as http_rbac, router::v3 as router};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3 as network_rbac;
+use envoy_types::pb::google::protobuf::Any;
+use std::collections::{BTreeMap, HashMap};
+
+pub(super) const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+const HTTP_RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const HTTP_RBAC_PER_ROUTE: &str = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
+const NETWORK_RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
+const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
+
+/// Types that may be left out, and what is missing then. Peer metadata, statistics and ALPN are Istio's own.
+const COMFORT: [(&str, &str); 10] = [
+    ("envoy.extensions.filters.http.cors.v3.Cors", "CORS is not answered"),
+    ("envoy.extensions.filters.http.cors.v3.CorsPolicy", "CORS is not answered"),
+    ("envoy.config.route.v3.CorsPolicy", "CORS is not answered"),
+    ("envoy.extensions.filters.http.fault.v3.HTTPFault", "faults are not injected"),
+    ("envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", "statistics only"),
+    ("istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig", "there is no upstream TLS whose ALPN it would set"),
+    ("io.istio.http.peer_metadata.Config", "peer metadata are for statistics"),
+    ("envoy.tcp.metadataexchange.config.MetadataExchange", "peer metadata are for statistics"),
+    ("envoy.extensions.filters.network.metadata_exchange.v3.MetadataExchange", "peer metadata are for statistics"),
+    ("stats.PluginConfig", "statistics only"),
+];
+
+/// Names that stand for those types where no configuration is given.
+const COMFORT_NAMES: [&str; 6] = [
+    "envoy.filters.http.cors",
+    "envoy.filters.http.fault",
+    "envoy.filters.http.grpc_stats",
+    "istio.metadata_exchange",
+    "istio.stats",
+    "istio.alpn",
+];
+
+/// Why a filter of this type may be left out; `None`: it must not.
+fn comfort(any: &Any, kind: &str, notes: &Notes) -> Result<Option<&'static str>, Invalid> {
+    let enforces = match kind {
+        HTTP_RBAC => {
+            let http_rbac::Rbac { rules, matcher, .. } = unpack(any, "typed_config", notes)?;
+            matcher.is_some() || rules.as_ref().is_some_and(enforces)
+        }
+        HTTP_RBAC_PER_ROUTE => {
+            let http_rbac::RbacPerRoute { rbac } = unpack(any, "typed_config", notes)?;
+            rbac.is_some_and(|r| r.matcher.is_some() || r.rules.as_ref().is_some_and(enforces))
+        }
+        NETWORK_RBAC => {
+            let network_rbac::Rbac { rules, matcher, .. } = unpack(any, "typed_config", notes)?;
+            matcher.is_some() || rules.as_ref().is_some_and(enforces)
+        }
+        _ => return Ok(COMFORT.iter().find(|(k, _)| *k == kind).map(|(_, why)| *why)),
+    };
+    Ok((!enforces).then_some("these rules only watch, they deny nothing"))
+}
+
+/// Whether rules can deny anything.
+fn enforces(rules: &rbac::Rbac) -> bool {
+    match rbac::rbac::Action::try_from(rules.action) {
+        Ok(rbac::rbac::Action::Log) => false,
+        Ok(rbac::rbac::Action::Deny) => !rules.policies.is_empty(),
+        Ok(rbac::rbac::Action::Allow) | Err(_) => true,
+    }
+}
+
+fn must_not(name: &str, kind: &str) -> String {
+    format!("\"{name}\" ({kind}) is not supported, and leaving it out would weaken security")
+}
+
+/// What becomes of a filter that is not acted on: a note, or the reason for which its place is refused.
+/// `field` is where it stands.
+pub(super) fn left_out(
+    name: &str,
+    any: &Any,
+    optional: bool,
+    field: &str,
+    notes: &mut Notes,
+) -> Result<Option<String>, Invalid> {
+    let kind = type_name(any);
+    match comfort(any, &kind, notes)? {
+        Some(why) => notes.ignored(field, format!("\"{name}\": {why}")),
+        None if optional => notes.ignored(field, format!("\"{name}\" ({kind}) is not supported, and is optional")),
+        None => return Ok(Some(notes.refused(field, must_not(name, &kind)))),
+    }
+    Ok(None)
+}
+
+/// `typed_per_filter_config`: why what it stands on must be refused, if so.
+pub(super) fn per_route(configs: &HashMap<String, Any>, notes: &mut Notes) -> Result<Option<String>, Invalid> {
+    let mut refuse = None;
+    for (name, any) in configs.iter().collect::<BTreeMap<_, _>>() {
+        let why = notes.entry("typed_per_filter_config", name, |notes| {
+            if type_name(any) != FILTER_CONFIG {
+                return left_out(name, any, false, "", notes);
+            }
+            let route::FilterConfig { config, is_optional, disabled } = unpack(any, "", notes)?;
+            match config {
+                _ if disabled => {
+                    notes.ignored("disabled", "a filter that is not supported stays refused where it is enabled");
+                    Ok(None)
+                }
+                Some(config) => left_out(name, &config, is_optional, "config", notes),
+                None if is_optional || COMFORT_NAMES.contains(&name.as_str()) => {
+                    notes.ignored("", "the filter is not supported");
+                    Ok(None)
+                }
+                None => Ok(Some(notes.refused("", must_not(name, "enabled here")))),
+            }
+        })?;
+        refuse = refuse.or(why);
+    }
+    Ok(refuse)
+}
+
+/// What the HTTP filters of a connection manager come to.
+#[derive(Debug, Default)]
+pub(super) struct HttpFilters {
+    /// Why requests must be refused.
+    pub refuse: Option<String>,
+    /// `Router.suppress_envoy_headers`.
+    pub suppress_envoy_headers: bool,
+}
+
+pub(super) fn http_filters(filters: &[hcm::HttpFilter], notes: &mut Notes) -> Result<HttpFilters, Invalid> {
+    use hcm::http_filter::ConfigType;
+    let mut out = HttpFilters::default();
+    let mut routed = false;
+    for (i, f) in filters.iter().enumerate() {
+        let hcm::HttpFilter { name, is_optional, disabled, config_type } = f;
+        let why = notes.each("http_filters", i, |notes| {
+            if name.is_empty() {
+                return Err(notes.invalid("name", "is empty"));
+            }
+            if routed {
+                return Err(notes.invalid("", "comes after the router, which must be the last filter"));
+            }
+            match config_type {
+                Some(ConfigType::TypedConfig(any)) if type_name(any) == ROUTER => {
+                    if *disabled {
+                        return Err(notes.invalid("disabled", "the router cannot be disabled"));
+                    }
+                    routed = true;
+                    let router = unpack(any, "typed_config", notes)?;
+                    notes.within("typed_config", |n| Ok(self::router(&router, &mut out, n)))
+                }
+                Some(_) if *disabled => {
+                    notes.ignored("disabled", "a route that enables the filter is refused, unless it may be left out");
+                    Ok(None)
+                }
+                Some(ConfigType::TypedConfig(any)) => left_out(name, any, *is_optional, "", notes),
+                Some(ConfigType::ConfigDiscovery(_)) if *is_optional => {
+                    notes.ignored("config_discovery", format!("\"{name}\": filters are not discovered"));
+                    Ok(None)
+                }
+                Some(ConfigType::ConfigDiscovery(_)) => {
+                    Ok(Some(notes.refused("config_discovery", must_not(name, "discovered by name"))))
+                }
+                None if *is_optional || COMFORT_NAMES.contains(&name.as_str()) => Ok(None),
+                None => Err(notes.invalid("typed_config", format!("\"{name}\" has no configuration"))),
+            }
+        })?;
+        out.refuse = out.refuse.take().or(why);
+    }
+    if !routed && out.refuse.is_none() {
+        out.refuse = Some(notes.refused("http_filters", "has no router at its end, so nothing would answer"));
+    }
+    Ok(out)
+}
+
+fn router(router: &router::Router, out: &mut HttpFilters, notes: &mut Notes) -> Option<String> {
+    let router::Router {
+        dynamic_stats: _,
+        start_child_span,
+        upstream_log,
+        upstream_log_options,
+        suppress_envoy_headers,
+        strict_check_headers,
+        respect_expected_rq_timeout,
+        suppress_grpc_request_failure_code_stats: _,
+        upstream_http_filters,
+        reject_connect_request_early_data,
+    } = router;
+    ignored!(notes, "there is no tracing"; start_child_span);
+    ignored!(notes, "nginx writes its own access logs"; upstream_log, upstream_log_options);
+    ignored!(notes, "x-envoy-* request headers set no policy"; strict_check_headers, respect_expected_rq_timeout);
+    ignored!(notes, "CONNECT is not supported"; reject_connect_request_early_data);
+    out.suppress_envoy_headers = *suppress_envoy_headers;
+    upstream_filters(upstream_http_filters, "upstream_http_filters", notes)
+}
+
+/// HTTP filters on the way to an endpoint: only the codec, which is what happens anyway.
+pub(super) fn upstream_filters(filters: &[hcm::HttpFilter], field: &'static str, notes: &mut Notes) -> Option<String> {
+    use hcm::http_filter::ConfigType;
+    filters.iter().enumerate().find_map(|(i, f)| {
+        notes.each(field, i, |notes| match &f.config_type {
+            Some(ConfigType::TypedConfig(any))
+                if type_name(any) == "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec" =>
+            {
+                None
+            }
+            Some(ConfigType::TypedConfig(any)) if f.is_optional || f.disabled => {
+                notes.ignored("", format!("\"{}\" ({}) is not supported", f.name, type_name(any)));
+                None
+            }
+            _ => Some(notes.refused("", must_not(&f.name, "a filter on the way to the endpoint"))),
+        })
+    })
+}

@@ -1,0 +1,277 @@
+//! `config.route.v3.RouteConfiguration` → [`RouteTable`].
+
+use super::notes::{ignored, unsupported};
+use super::value::{bool_or, enumeration, u32_or};
+use super::{action, filter, format, matcher, Invalid, Notes};
+use amesh_model::route::{Domains, PathSpecifier, RequireTls, Route, RouteAction, RouteMatch, RouteTable, VirtualHost};
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use std::collections::{BTreeSet, HashSet};
+
+/// What the routes of a table inherit.
+pub(super) struct Inherited<'a> {
+    /// Longest body of a direct response in bytes.
+    pub max_body: usize,
+    /// Retry policy of the virtual host.
+    pub retry: Option<&'a pb::RetryPolicy>,
+}
+
+/// A route table.
+///
+/// # Errors
+/// [`Invalid`] names the field that makes no sense or is refused by name.
+pub fn route_table(table: &pb::RouteConfiguration, notes: &mut Notes) -> Result<RouteTable, Invalid> {
+    let pb::RouteConfiguration {
+        name,
+        virtual_hosts,
+        vhds,
+        internal_only_headers,
+        response_headers_to_add,
+        response_headers_to_remove,
+        request_headers_to_add,
+        request_headers_to_remove,
+        most_specific_header_mutations_wins,
+        validate_clusters,
+        max_direct_response_body_size_bytes,
+        cluster_specifier_plugins,
+        request_mirror_policies,
+        ignore_port_in_host_matching,
+        vhost_header,
+        ignore_path_parameters_in_path_matching,
+        typed_per_filter_config,
+        metadata: _,
+        route_specifiers,
+    } = table;
+    unsupported!(notes; vhds, vhost_header, ignore_path_parameters_in_path_matching, route_specifiers);
+    ignored!(notes, "requests are not mirrored"; request_mirror_policies);
+    if bool_or(validate_clusters, false) {
+        notes.ignored("validate_clusters", "a cluster that is missing is a 503 when it is asked for");
+    }
+    let needed = cluster_specifier_plugins.iter().enumerate().find(|(_, p)| !p.is_optional);
+    if let Some((i, p)) = needed {
+        let name = p.extension.as_ref().map_or("", |e| e.name.as_str());
+        let reason = format!("\"{name}\": cluster specifier plugins are not supported");
+        return Err(notes.invalid(&format!("cluster_specifier_plugins[{i}]"), reason));
+    }
+    let headers = format::edits(
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        notes,
+    )?;
+    let mut refuse = filter::per_route(typed_per_filter_config, notes)?;
+    if !internal_only_headers.is_empty() {
+        refuse = Some(notes.refused("internal_only_headers", "headers of external requests are not cleaned yet"));
+    }
+    let max_body = u32_or(max_direct_response_body_size_bytes, 4096) as usize;
+    let mut hosts = notes.list("virtual_hosts", virtual_hosts, |h, n| virtual_host(h, max_body, n))?;
+    for host in &mut hosts {
+        host.refuse = host.refuse.take().or_else(|| refuse.clone());
+    }
+    Ok(RouteTable {
+        name: name.clone(),
+        virtual_hosts: hosts,
+        domains: domains(virtual_hosts, notes)?,
+        ignore_port_in_host_matching: *ignore_port_in_host_matching,
+        headers,
+        most_specific_header_mutations_wins: *most_specific_header_mutations_wins,
+    })
+}
+
+/// The index of domains, and Envoy's rules for them.
+fn domains(hosts: &[pb::VirtualHost], notes: &mut Notes) -> Result<Domains, Invalid> {
+    let mut out = Domains::default();
+    let mut names = HashSet::new();
+    let (mut suffix_lengths, mut prefix_lengths) = (BTreeSet::new(), BTreeSet::new());
+    for (i, host) in hosts.iter().enumerate() {
+        notes.each("virtual_hosts", i, |notes| {
+            if !names.insert(host.name.as_str()) {
+                return Err(notes.invalid("name", format!("\"{}\" is the name of two virtual hosts", host.name)));
+            }
+            // A slice of 4 billion hosts does not come over the wire.
+            let index = i as u32;
+            for (d, domain) in host.domains.iter().enumerate() {
+                let domain = domain.to_ascii_lowercase();
+                let bad = |reason: String| Err(notes.invalid(&format!("domains[{d}]"), reason));
+                let former = if domain == "*" {
+                    out.any.replace(index)
+                } else if let Some(s) = domain.strip_prefix('*') {
+                    suffix_lengths.insert(s.len() as u32);
+                    out.suffix.insert(s.to_owned(), index)
+                } else if let Some(p) = domain.strip_suffix('*') {
+                    prefix_lengths.insert(p.len() as u32);
+                    out.prefix.insert(p.to_owned(), index)
+                } else {
+                    out.exact.insert(domain.clone(), index)
+                };
+                let inner = domain.strip_prefix('*').or_else(|| domain.strip_suffix('*')).unwrap_or(&domain);
+                if domain.is_empty() {
+                    return bad("is empty".into());
+                }
+                if inner.contains('*') || domain.bytes().any(|b| b.is_ascii_control()) {
+                    return bad(format!("\"{}\": `*` may stand at the beginning or at the end", domain.escape_debug()));
+                }
+                if former.is_some() {
+                    return bad(format!("\"{domain}\" is there twice in this table"));
+                }
+            }
+            Ok(())
+        })?;
+    }
+    out.suffix_lengths = suffix_lengths.into_iter().rev().collect();
+    out.prefix_lengths = prefix_lengths.into_iter().rev().collect();
+    Ok(out)
+}
+
+fn virtual_host(host: &pb::VirtualHost, max_body: usize, notes: &mut Notes) -> Result<VirtualHost, Invalid> {
+    use pb::virtual_host::TlsRequirementType as T;
+    let pb::VirtualHost {
+        name,
+        domains,
+        routes,
+        matcher,
+        require_tls,
+        virtual_clusters,
+        rate_limits,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        cors,
+        typed_per_filter_config,
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+        retry_policy,
+        retry_policy_typed_config,
+        hedge_policy,
+        include_is_timeout_retry_header,
+        per_request_buffer_limit_bytes,
+        request_body_buffer_limit,
+        request_mirror_policies,
+        metadata: _,
+        route_specifiers,
+    } = host;
+    if name.is_empty() {
+        return Err(notes.invalid("name", "is empty"));
+    }
+    if domains.is_empty() {
+        return Err(notes.invalid("domains", "is empty"));
+    }
+    unsupported!(notes; matcher, route_specifiers);
+    ignored!(notes, "statistics only"; virtual_clusters);
+    ignored!(notes, "there is no rate limit filter"; rate_limits);
+    ignored!(notes, "CORS is not answered"; cors);
+    ignored!(notes, "retries are those of connections that fail"; retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header);
+    ignored!(notes, "nginx buffers as its own directives say"; per_request_buffer_limit_bytes, request_body_buffer_limit);
+    ignored!(notes, "requests are not mirrored"; request_mirror_policies);
+    let headers = format::edits(
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        notes,
+    )?;
+    let inherited = Inherited { max_body, retry: retry_policy.as_ref() };
+    if let Some(policy) = retry_policy {
+        notes.within("retry_policy", |n| action::retry(policy, n))?;
+    }
+    Ok(VirtualHost {
+        name: name.clone(),
+        routes: notes.list("routes", routes, |r, n| route(r, &inherited, n))?,
+        require_tls: match enumeration::<T>(*require_tls, "require_tls", notes)? {
+            T::None => RequireTls::None,
+            T::ExternalOnly => RequireTls::ExternalOnly,
+            T::All => RequireTls::All,
+        },
+        include_request_attempt_count: *include_request_attempt_count,
+        include_attempt_count_in_response: *include_attempt_count_in_response,
+        headers,
+        refuse: filter::per_route(typed_per_filter_config, notes)?,
+    })
+}
+
+fn route(route: &pb::Route, inherited: &Inherited<'_>, notes: &mut Notes) -> Result<Route, Invalid> {
+    let pb::Route {
+        name,
+        r#match,
+        metadata: _,
+        decorator,
+        typed_per_filter_config,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        tracing,
+        per_request_buffer_limit_bytes,
+        stat_prefix: _,
+        request_body_buffer_limit,
+        route_specifiers,
+        action,
+    } = route;
+    unsupported!(notes; route_specifiers);
+    ignored!(notes, "there is no tracing"; decorator, tracing);
+    ignored!(notes, "nginx buffers as its own directives say"; per_request_buffer_limit_bytes, request_body_buffer_limit);
+    let Some(m) = r#match else { return Err(notes.invalid("match", "is not set")) };
+    let matches = notes.within("match", |n| route_match(m, n))?;
+    let headers = format::edits(
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        notes,
+    )?;
+    let action = action::action(action, inherited, notes)?;
+    let action = filter::per_route(typed_per_filter_config, notes)?.map_or(action, RouteAction::Refuse);
+    Ok(Route { name: name.clone(), matches, action, headers })
+}
+
+fn route_match(m: &pb::RouteMatch, notes: &mut Notes) -> Result<RouteMatch, Invalid> {
+    use pb::route_match::PathSpecifier as P;
+    let pb::RouteMatch {
+        case_sensitive,
+        runtime_fraction,
+        headers,
+        query_parameters,
+        cookies,
+        grpc,
+        tls_context,
+        dynamic_metadata,
+        filter_state,
+        path_specifier,
+    } = m;
+    unsupported!(notes; cookies, tls_context, dynamic_metadata, filter_state);
+    let case_sensitive = bool_or(case_sensitive, true);
+    let text = |t: &str| if case_sensitive { t.to_owned() } else { t.to_ascii_lowercase() };
+    let path = match path_specifier {
+        None => {
+            return Err(notes.invalid("path_specifier", "is not set: prefix, path, safe_regex or path_separated_prefix"))
+        }
+        Some(P::Prefix(p)) => PathSpecifier::Prefix(text(p)),
+        Some(P::Path(p)) => PathSpecifier::Path(text(p)),
+        Some(P::SafeRegex(r)) => PathSpecifier::SafeRegex(notes.within("safe_regex", |n| matcher::regex(r, n))?),
+        Some(P::PathSeparatedPrefix(p)) => {
+            if p.len() < 2 || p.ends_with('/') || p.contains(['?', '#']) {
+                let reason =
+                    format!("\"{p}\" ends in a slash, has a query or fragment, or is shorter than 2 characters");
+                return Err(notes.invalid("path_separated_prefix", reason));
+            }
+            PathSpecifier::PathSeparatedPrefix(text(p))
+        }
+        Some(P::ConnectMatcher(_)) => return Err(notes.invalid("connect_matcher", "CONNECT is not supported")),
+        Some(P::PathMatchPolicy(e)) => {
+            let reason = format!("\"{}\": path matchers that are extensions are not supported", e.name);
+            return Err(notes.invalid("path_match_policy", reason));
+        }
+    };
+    let fraction = runtime_fraction.as_ref();
+    Ok(RouteMatch {
+        path,
+        case_sensitive,
+        headers: notes.list("headers", headers, matcher::header)?,
+        query_parameters: notes.list("query_parameters", query_parameters, matcher::query)?,
+        grpc: grpc.is_some(),
+        runtime_fraction: fraction
+            .map(|f| notes.within("runtime_fraction", |n| matcher::fraction(f, n)))
+            .transpose()?,
+    })
+}
