@@ -1,0 +1,152 @@
+//! The whole decision on a request.
+
+use super::{matches, rewrite, virtual_host, RequestHead};
+use crate::regex::RegexCache;
+use amesh_model::route::{
+    ArchivedClusterSpecifier, ArchivedForwardAction, ArchivedHostRewrite, ArchivedRequireTls, ArchivedRoute,
+    ArchivedRouteAction, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster,
+};
+use std::borrow::Cow;
+
+/// What happens to a request. Indexes are those of the virtual host in its table and of the route in its virtual host:
+/// together the identity of a route.
+pub enum Decision<'a> {
+    /// It goes to a cluster.
+    Forward(Forward<'a>),
+    /// It is answered with a redirect and no body.
+    Redirect {
+        /// The virtual host.
+        virtual_host: (usize, &'a ArchivedVirtualHost),
+        /// The route, with its header edits; `None`: the virtual host requires TLS.
+        route: Option<(usize, &'a ArchivedRoute)>,
+        /// The status.
+        status: u16,
+        /// `location`.
+        location: String,
+    },
+    /// It is answered at once.
+    Direct {
+        /// The virtual host.
+        virtual_host: (usize, &'a ArchivedVirtualHost),
+        /// The route, with its header edits.
+        route: (usize, &'a ArchivedRoute),
+        /// The status.
+        status: u16,
+        /// The body.
+        body: &'a [u8],
+    },
+    /// No virtual host or no route takes it: 404, flag `NR`.
+    NotFound,
+    /// 500: going on would weaken security.
+    Refuse {
+        /// Why, for the log.
+        reason: &'a str,
+    },
+    /// The route names no cluster (a header is missing, or it is not for forwarding): flag `NC`.
+    ClusterNotFound {
+        /// The virtual host.
+        virtual_host: (usize, &'a ArchivedVirtualHost),
+        /// The route.
+        route: (usize, &'a ArchivedRoute),
+        /// The status.
+        code: u16,
+    },
+}
+
+/// A request that goes to a cluster. When that cluster does not exist the answer is
+/// `action.cluster_not_found_response_code`.
+pub struct Forward<'a> {
+    /// The virtual host.
+    pub virtual_host: (usize, &'a ArchivedVirtualHost),
+    /// The route.
+    pub route: (usize, &'a ArchivedRoute),
+    /// The route's action.
+    pub action: &'a ArchivedForwardAction,
+    /// The cluster's name.
+    pub cluster: Cow<'a, str>,
+    /// Which of several clusters was chosen, with its header edits.
+    pub arm: Option<&'a ArchivedWeightedCluster>,
+    /// The new path with query, `None`: unchanged. With one, the old goes into `x-envoy-original-path`.
+    /// Header edits are made before this, they see the old path.
+    pub path: Option<String>,
+    /// The new host, `None`: unchanged.
+    pub host: Option<String>,
+    /// The host is to be that of the endpoint, if it has a name (`auto_host_rewrite`).
+    pub auto_host: bool,
+}
+
+/// Decides on a request.
+pub fn decide<'a>(table: &'a ArchivedRouteTable, head: &impl RequestHead, regexes: &mut RegexCache) -> Decision<'a> {
+    let Some(vh) = virtual_host(table, head.host()) else { return Decision::NotFound };
+    if let Some(reason) = vh.1.refuse.as_ref() {
+        return Decision::Refuse { reason };
+    }
+    let internal = || head.first_value("x-envoy-internal") == Some(b"true");
+    let wants_tls = match vh.1.require_tls {
+        ArchivedRequireTls::None => false,
+        ArchivedRequireTls::ExternalOnly => !internal(),
+        ArchivedRequireTls::All => true,
+    };
+    if wants_tls && head.scheme() != "https" {
+        let location = rewrite::https_location(head);
+        return Decision::Redirect { virtual_host: vh, route: None, status: 301, location };
+    }
+    let Some(route) = matches::route(vh.1, head, regexes) else { return Decision::NotFound };
+    match &route.1.action {
+        ArchivedRouteAction::Route(action) => forward(vh, route, action, head, regexes),
+        ArchivedRouteAction::Redirect(redirect) => Decision::Redirect {
+            virtual_host: vh,
+            route: Some(route),
+            status: redirect.status.to_native(),
+            location: rewrite::location(redirect, &route.1.matches, head, regexes),
+        },
+        ArchivedRouteAction::DirectResponse(direct) => {
+            Decision::Direct { virtual_host: vh, route, status: direct.status.to_native(), body: &direct.body }
+        }
+        // A route without a cluster, as Envoy sees it.
+        ArchivedRouteAction::NonForwarding => Decision::ClusterNotFound { virtual_host: vh, route, code: 503 },
+        ArchivedRouteAction::Refuse(reason) => Decision::Refuse { reason },
+    }
+}
+
+fn forward<'a>(
+    virtual_host: (usize, &'a ArchivedVirtualHost),
+    route: (usize, &'a ArchivedRoute),
+    action: &'a ArchivedForwardAction,
+    head: &impl RequestHead,
+    regexes: &mut RegexCache,
+) -> Decision<'a> {
+    let by_header = |name: &'a str| {
+        let value = head.first_value(name).map(|value| String::from_utf8_lossy(value).into_owned());
+        value.filter(|cluster| !cluster.is_empty()).map(Cow::Owned)
+    };
+    let mut arm = None;
+    let cluster = match &action.cluster {
+        ArchivedClusterSpecifier::Cluster(name) => Some(Cow::Borrowed(name.as_str())),
+        ArchivedClusterSpecifier::ClusterHeader(name) => by_header(name),
+        ArchivedClusterSpecifier::Weighted { clusters, .. } => {
+            let weights = clusters.iter().map(|c| c.weight.to_native());
+            arm = crate::lb::weighted_pick(weights, head.random()).and_then(|at| clusters.get(at));
+            arm.and_then(|arm| match arm.cluster_header.as_str() {
+                "" => Some(Cow::Borrowed(arm.name.as_str())),
+                name => by_header(name),
+            })
+        }
+    };
+    let Some(cluster) = cluster else {
+        let code = action.cluster_not_found_response_code.to_native();
+        return Decision::ClusterNotFound { virtual_host, route, code };
+    };
+    // The route's own rewrite comes after the arm's, and so wins (`WeightedClusterEntry::finalizeRequestHeaders`).
+    let of_arm = || arm.map(|arm| arm.host_rewrite_literal.as_str()).filter(|host| !host.is_empty()).map(str::to_owned);
+    Decision::Forward(Forward {
+        virtual_host,
+        route,
+        action,
+        cluster,
+        arm,
+        path: rewrite::path(&action.path_rewrite, &route.1.matches, head.path(), regexes),
+        host: rewrite::host(&action.host_rewrite, head, regexes).or_else(of_arm),
+        auto_host: matches!(action.host_rewrite, ArchivedHostRewrite::Auto),
+    })
+}
