@@ -2,4 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod descriptor;
+pub mod store;
 pub mod translate;
