@@ -3,7 +3,7 @@
 mod common;
 
 use amesh_dataplane::regex::RegexCache;
-use amesh_dataplane::route::{decide, virtual_host, Decision};
+use amesh_dataplane::route::{decide, Decision};
 use amesh_model::header::{AppendAction, Format, HeaderEdits, HeaderValueOption};
 use amesh_model::matcher::{
     Fraction, HeaderMatch, HeaderMatcher, QueryMatch, QueryParameterMatcher, StringMatcher, StringPattern,
@@ -168,50 +168,6 @@ fn weights_are_met_over_all_random_numbers() {
         answer_of(web, &request).starts_with("v2")
     });
     assert_eq!(to_v2.count(), 200);
-}
-
-#[test]
-fn the_longest_domain_wins_and_a_port_counts_unless_it_is_ignored() {
-    let host = |name: &str| common::virtual_host(name, vec![]);
-    let mut model = table(vec![
-        (&["www.example.com"], host("exact")),
-        (&["www.example.com:80"], host("port")),
-        (&["*.example.com"], host("suffix")),
-        (&["*-bar.example.com"], host("longer")),
-        (&["www.*"], host("prefix")),
-        (&["[::1]"], host("v6")),
-    ]);
-    let find = |model: &RouteTable, host: &str| {
-        virtual_host(stored(model), host).map_or("-".into(), |(_, vh)| vh.name.to_string())
-    };
-    for (name, want, ignoring) in [
-        ("www.example.com", "exact", "exact"),
-        ("WWW.Example.com", "exact", "exact"),
-        ("www.example.com:80", "port", "exact"),
-        ("www.example.com:81", "prefix", "exact"),
-        ("a.example.com", "suffix", "suffix"),
-        (".example.com", "-", "-"),
-        ("x-bar.example.com", "longer", "longer"),
-        ("-bar.example.com", "suffix", "suffix"),
-        ("www.foo", "prefix", "prefix"),
-        ("www.", "-", "-"),
-        ("zzz", "-", "-"),
-        ("a.example.com:80", "-", "suffix"),
-        ("[::1]:80", "-", "v6"),
-        ("[::1]", "v6", "v6"),
-        ("www.example.com:x", "prefix", "exact"),
-        ("www.example.com.", "prefix", "prefix"),
-        ("", "-", "-"),
-        ("é", "-", "-"),
-    ] {
-        model.ignore_port_in_host_matching = false;
-        assert_eq!(find(&model, name), want, "{name}");
-        model.ignore_port_in_host_matching = true;
-        assert_eq!(find(&model, name), ignoring, "{name}, port ignored");
-    }
-    let long = format!("{}.EXAMPLE.com", "a".repeat(400));
-    assert_eq!(find(&model, &long), "suffix", "a host longer than any DNS name");
-    assert_eq!(find(&table(vec![(&["*"], host("any"))]), ""), "any", "with one host there is no choice");
 }
 
 #[test]
@@ -576,4 +532,13 @@ fn edits_of_the_arm_are_carried() {
         Decision::Forward(f) => assert_eq!(f.arm.unwrap().headers.response_add[0].key.as_str(), "x-arm"),
         _ => panic!("not forwarded"),
     };
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_request_is_decided(path in "/[a-z/?&=%]{0,20}", host in ".{0,10}", random in 0..u64::MAX, cookie in ".{0,20}") {
+        let mut request = Request::get(&host, &path).with("cookie", &cookie).with("end-user", &host);
+        request.random = random;
+        proptest::prop_assert_ne!(answer(&web(), &request), "404", "the last virtual host and each last route take everything");
+    }
 }

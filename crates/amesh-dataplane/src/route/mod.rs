@@ -15,7 +15,7 @@ pub trait RequestHead {
     fn method(&self) -> &str;
     /// The path with its query, after [`crate::path::normalize`].
     fn path(&self) -> &str;
-    /// The host (`:authority`), after [`crate::path::normalize_host`]; empty: there is none.
+    /// The host (`:authority`), after [`crate::path::normalize_host`]; may be empty.
     fn host(&self) -> &str;
     /// `http` or `https`, as the client speaks (`x-forwarded-proto`).
     fn scheme(&self) -> &str;

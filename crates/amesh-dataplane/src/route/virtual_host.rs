@@ -27,14 +27,6 @@ pub fn virtual_host<'a>(table: &'a ArchivedRouteTable, host: &str) -> Option<(us
 }
 
 fn find(domains: &ArchivedDomains, host: &str) -> Option<u32> {
-    let any = || domains.any.as_ref().map(|index| index.to_native());
-    if domains.exact.is_empty() && domains.suffix.is_empty() && domains.prefix.is_empty() {
-        return any();
-    }
-    // A request without a host reaches no virtual host where there is a choice.
-    if host.is_empty() {
-        return None;
-    }
     if let Some(index) = domains.exact.get(host) {
         return Some(index.to_native());
     }
@@ -51,5 +43,5 @@ fn find(domains: &ArchivedDomains, host: &str) -> Option<u32> {
             return Some(index.to_native());
         }
     }
-    any()
+    domains.any.as_ref().map(|index| index.to_native())
 }

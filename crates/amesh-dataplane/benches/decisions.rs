@@ -1,0 +1,117 @@
+//! Nanoseconds for a route decision and for picking an endpoint. `cargo bench -p amesh-dataplane`.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use amesh_dataplane::lb::{pick, Cells};
+use amesh_dataplane::path::normalize;
+use amesh_dataplane::regex::RegexCache;
+use amesh_dataplane::route::{decide, Decision};
+use amesh_model::address::{Address, Ip};
+use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
+use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
+use common::*;
+use std::cell::Cell;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+struct Counters(Cell<u32>);
+
+impl Cells for Counters {
+    fn cursor(&self, _: u32) -> u32 {
+        self.0.replace(self.0.get().wrapping_add(1))
+    }
+    fn active(&self, cell: u32) -> u32 {
+        cell % 3
+    }
+}
+
+/// Prints the time of one call: the best of ten rounds of 20 ms.
+fn time(name: &str, mut call: impl FnMut()) {
+    let best = (0..10).map(|_| {
+        let start = Instant::now();
+        let mut calls = 0u32;
+        while start.elapsed() < Duration::from_millis(20) {
+            (0..100).for_each(|_| call());
+            calls += 100;
+        }
+        start.elapsed().as_nanos() / u128::from(calls)
+    });
+    println!("{name:<48} {:>7} ns", best.min().unwrap_or_default());
+}
+
+fn routes(hosts: usize) {
+    let names: Vec<String> = (0..hosts).map(|n| format!("service-{n}.default.svc.cluster.local")).collect();
+    let names: Vec<[&str; 1]> = names.iter().map(|n| [n.as_str()]).collect();
+    let host =
+        |n: &[&str; 1]| virtual_host(n[0], vec![route("default", prefix("/"), to(&format!("outbound|80||{}", n[0])))]);
+    let model = stored(&table(names.iter().map(|n| (&n[..], host(n))).collect()));
+    let requests: Vec<Request> = names.iter().map(|n| Request::get(n[0], "/reviews/7?full=1")).collect();
+    let mut regexes = RegexCache::new();
+    let mut at = 0;
+    time(&format!("route decision, {hosts} virtual hosts"), || {
+        at = (at + 7) % requests.len();
+        let decision = decide(model, &requests[at], &mut regexes);
+        assert!(matches!(black_box(decision), Decision::Forward(_)));
+    });
+}
+
+fn picks(name: &str, endpoints: u32, lb_policy: LbPolicy, weight: impl Fn(u32) -> u32) {
+    let endpoint = |cell: u32| Endpoint {
+        address: Address::Socket { ip: Ip::V4([10, 0, (cell >> 8) as u8, cell as u8]), port: 80 },
+        hostname: String::new(),
+        weight: weight(cell),
+        health: HealthStatus::Healthy,
+        refuse: None,
+        cell,
+    };
+    let locality = Locality {
+        region: String::new(),
+        zone: String::new(),
+        sub_zone: String::new(),
+        priority: 0,
+        weight: 0,
+        endpoints: (0..endpoints).map(endpoint).collect(),
+    };
+    let set = EndpointSet { cluster: "c".into(), localities: vec![locality], overprovisioning_factor: 140 };
+    let cluster = Cluster {
+        name: "c".into(),
+        alt_stat_name: String::new(),
+        discovery: Discovery::Eds,
+        lb_policy,
+        connect_timeout: 5000,
+        protocol: UpstreamProtocol::Http1,
+        healthy_panic_threshold: 50,
+        locality_weighted: false,
+        idle_timeout: 0,
+        max_requests_per_connection: 0,
+        tcp_keepalive: None,
+        bind: Vec::new(),
+        refuse: None,
+        cell: 0,
+    };
+    let (cluster, set) = (stored(&cluster), stored(&set));
+    let counters = Counters(Cell::new(0));
+    let mut x = 1u64;
+    let mut random = move || {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        x >> 16
+    };
+    time(&format!("{name}, {endpoints} endpoints"), || {
+        black_box(pick(cluster, set, &counters, &mut random, &[])).ok();
+    });
+}
+
+fn main() {
+    routes(1);
+    routes(10_000);
+    let model = stored(&hcm());
+    time("normal path", || drop(black_box(normalize(black_box("/reviews/7?full=1"), model))));
+    time("path with dot segments", || drop(black_box(normalize(black_box("/a/../reviews/%37?full=1"), model))));
+    for endpoints in [10, 1000] {
+        picks("round robin", endpoints, LbPolicy::RoundRobin, |_| 1);
+        picks("round robin by weight", endpoints, LbPolicy::RoundRobin, |cell| 1 + cell % 7);
+        picks("least request", endpoints, LbPolicy::LeastRequest { choice_count: 2 }, |_| 1);
+        picks("random", endpoints, LbPolicy::Random, |_| 1);
+    }
+}

@@ -1,0 +1,322 @@
+//! Which endpoint takes a request.
+
+mod common;
+
+use amesh_dataplane::lb::{pick, weighted_pick, Cells, NoEndpoint};
+use amesh_model::address::{Address, Ip};
+use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
+use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
+use common::stored;
+use proptest::prelude::*;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+#[derive(Default)]
+struct Counters {
+    cursor: Cell<u32>,
+    active: BTreeMap<u32, u32>,
+}
+
+impl Cells for Counters {
+    fn cursor(&self, _: u32) -> u32 {
+        self.cursor.replace(self.cursor.get().wrapping_add(1))
+    }
+    fn active(&self, cell: u32) -> u32 {
+        self.active.get(&cell).copied().unwrap_or(0)
+    }
+}
+
+/// A random number that repeats from test to test (xorshift).
+fn random() -> impl FnMut() -> u64 {
+    let mut x = 0x9e37_79b9_7f4a_7c15_u64;
+    move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+}
+
+fn cluster(lb_policy: LbPolicy) -> Cluster {
+    Cluster {
+        name: "c".into(),
+        alt_stat_name: String::new(),
+        discovery: Discovery::Eds,
+        lb_policy,
+        connect_timeout: 5000,
+        protocol: UpstreamProtocol::Http1,
+        healthy_panic_threshold: 50,
+        locality_weighted: false,
+        idle_timeout: 0,
+        max_requests_per_connection: 0,
+        tcp_keepalive: None,
+        bind: Vec::new(),
+        refuse: None,
+        cell: 0,
+    }
+}
+
+fn locality(priority: u32, weight: u32, endpoints: Vec<Endpoint>) -> Locality {
+    Locality { region: String::new(), zone: String::new(), sub_zone: String::new(), priority, weight, endpoints }
+}
+
+fn endpoint(cell: u32, weight: u32) -> Endpoint {
+    let address = Address::Socket { ip: Ip::V4([10, 0, 0, 1]), port: 80 };
+    Endpoint { address, hostname: String::new(), weight, health: HealthStatus::Healthy, refuse: None, cell }
+}
+
+fn sick(cell: u32) -> Endpoint {
+    Endpoint { health: HealthStatus::Unhealthy, ..endpoint(cell, 1) }
+}
+
+fn weak(cell: u32) -> Endpoint {
+    Endpoint { health: HealthStatus::Degraded, ..endpoint(cell, 1) }
+}
+
+fn set(localities: Vec<Locality>) -> EndpointSet {
+    EndpointSet { cluster: "c".into(), localities, overprovisioning_factor: 140 }
+}
+
+fn one(endpoints: Vec<Endpoint>) -> EndpointSet {
+    set(vec![locality(0, 0, endpoints)])
+}
+
+/// The cells of `n` picks, in their order.
+fn picks(cluster: &Cluster, set: &EndpointSet, counters: &Counters, n: usize) -> Vec<u32> {
+    let (cluster, set) = (stored(cluster), stored(set));
+    let mut random = random();
+    (0..n).map(|_| pick(cluster, set, counters, &mut random, &[]).unwrap().cell.to_native()).collect()
+}
+
+/// How often each cell was picked.
+fn shares(cluster: &Cluster, set: &EndpointSet, n: usize) -> BTreeMap<u32, usize> {
+    let mut shares = BTreeMap::new();
+    picks(cluster, set, &Counters::default(), n).into_iter().for_each(|cell| *shares.entry(cell).or_default() += 1);
+    shares
+}
+
+/// Asserts shares in per cent, give or take two.
+fn assert_shares(cluster: &Cluster, set: &EndpointSet, want: &[(u32, usize)]) {
+    let got = shares(cluster, set, 20_000);
+    assert_eq!(got.keys().copied().collect::<Vec<_>>(), want.iter().map(|(c, _)| *c).collect::<Vec<_>>());
+    for (cell, share) in want {
+        assert!((got[cell] / 200).abs_diff(*share) <= 2, "cell {cell}: {} of 20000, not {share} %", got[cell]);
+    }
+}
+
+fn refused(cluster: &Cluster, set: &EndpointSet) -> bool {
+    let got = pick(stored(cluster), stored(set), &Counters::default(), &mut random(), &[]);
+    got.map(|e| e.cell.to_native()) == Err(NoEndpoint)
+}
+
+#[test]
+fn round_robin_meets_every_endpoint_once_in_a_cycle() {
+    for n in [1u32, 2, 3, 4, 5, 7, 10, 12, 100, 1000] {
+        let set = one((0..n).map(|c| endpoint(c, 3)).collect());
+        let mut got = picks(&cluster(LbPolicy::RoundRobin), &set, &Counters::default(), n as usize);
+        got.sort_unstable();
+        assert_eq!(got, (0..n).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn round_robin_keeps_to_the_weights_without_runs() {
+    let set = one(vec![endpoint(0, 80), endpoint(1, 20)]);
+    let got = picks(&cluster(LbPolicy::RoundRobin), &set, &Counters::default(), 100);
+    assert_eq!(got.iter().filter(|c| **c == 1).count(), 20);
+    let longest = got.split(|c| *c == 1).map(<[u32]>::len).max().unwrap();
+    assert!(longest <= 5, "{longest} in a row");
+    let set = one(vec![endpoint(0, 50), endpoint(1, 30), endpoint(2, 20)]);
+    let got = picks(&cluster(LbPolicy::RoundRobin), &set, &Counters::default(), 10);
+    assert_eq!([0, 1, 2].map(|cell| got.iter().filter(|c| **c == cell).count()), [5, 3, 2]);
+}
+
+#[test]
+fn round_robin_goes_on_where_another_worker_left_off() {
+    let set = one((0..10).map(|c| endpoint(c, 1)).collect());
+    let counters = Counters::default();
+    let mut got = picks(&cluster(LbPolicy::RoundRobin), &set, &counters, 6);
+    got.extend(picks(&cluster(LbPolicy::RoundRobin), &set, &counters, 4));
+    got.sort_unstable();
+    assert_eq!(got, (0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_cursor_may_wrap() {
+    let counters = Counters::default();
+    counters.cursor.set(u32::MAX - 5);
+    let set = one(vec![endpoint(0, 1), endpoint(1, 2)]);
+    assert_eq!(picks(&cluster(LbPolicy::RoundRobin), &set, &counters, 20).len(), 20);
+}
+
+#[test]
+fn random_does_not_look_at_weights() {
+    let set = one(vec![endpoint(0, 90), endpoint(1, 10)]);
+    assert_shares(&cluster(LbPolicy::Random), &set, &[(0, 50), (1, 50)]);
+}
+
+#[test]
+fn least_request_follows_the_weights_when_idle() {
+    let policy = cluster(LbPolicy::LeastRequest { choice_count: 2 });
+    assert_shares(&policy, &one((0..4).map(|c| endpoint(c, 1)).collect()), &[(0, 25), (1, 25), (2, 25), (3, 25)]);
+    assert_shares(&policy, &one(vec![endpoint(0, 80), endpoint(1, 20)]), &[(0, 80), (1, 20)]);
+}
+
+#[test]
+fn least_request_avoids_the_busy() {
+    let policy = cluster(LbPolicy::LeastRequest { choice_count: 2 });
+    let share = |set: EndpointSet, active: &[(u32, u32)]| {
+        let counters = Counters { active: active.iter().copied().collect(), ..Counters::default() };
+        let got = picks(&policy, &set, &counters, 10_000);
+        got.iter().filter(|c| **c == 0).count() / 100
+    };
+    let even = || one(vec![endpoint(0, 1), endpoint(1, 1)]);
+    assert!((23..=27).contains(&share(even(), &[(0, 5)])), "picked only when both choices are it");
+    assert!((73..=77).contains(&share(even(), &[(0, 5), (1, 6)])));
+    let heavy = || one(vec![endpoint(0, 3), endpoint(1, 1)]);
+    assert!(share(heavy(), &[(0, 2), (1, 1)]) > 90, "two for a weight of three are fewer than one for one");
+    assert!(share(heavy(), &[(0, 4), (1, 1)]) < 60);
+}
+
+#[test]
+fn the_sick_are_left_out_until_there_are_too_many() {
+    let policy = cluster(LbPolicy::RoundRobin);
+    let some = one(vec![endpoint(0, 1), endpoint(1, 1), sick(2), endpoint(3, 1)]);
+    assert_shares(&policy, &some, &[(0, 33), (1, 33), (3, 33)]);
+    let panic = one(vec![endpoint(0, 1), sick(1), sick(2)]);
+    assert_shares(&policy, &panic, &[(0, 33), (1, 33), (2, 33)]);
+    let never = Cluster { healthy_panic_threshold: 0, ..policy.clone() };
+    assert_shares(&never, &panic, &[(0, 100)]);
+    assert_shares(&policy, &one(vec![sick(0), sick(1)]), &[(0, 50), (1, 50)]);
+    assert!(refused(&never, &one(vec![sick(0), sick(1)])));
+}
+
+#[test]
+fn without_endpoints_there_is_no_answer() {
+    for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 2 }] {
+        for threshold in [0, 50, 100] {
+            let cluster = Cluster { healthy_panic_threshold: threshold, ..cluster(policy) };
+            assert!(refused(&cluster, &set(vec![])));
+            assert!(refused(&cluster, &one(vec![])));
+            assert!(refused(&cluster, &set(vec![locality(0, 1, vec![]), locality(1, 1, vec![])])));
+        }
+    }
+}
+
+#[test]
+fn the_next_priority_takes_what_the_first_cannot() {
+    let policy = cluster(LbPolicy::RoundRobin);
+    let two = |first: Vec<Endpoint>| set(vec![locality(0, 0, first), locality(1, 0, vec![endpoint(9, 1)])]);
+    assert_shares(&policy, &two(vec![endpoint(0, 1), endpoint(1, 1)]), &[(0, 50), (1, 50)]);
+    // 3 of 4 healthy times 1.4: no less than all.
+    assert_shares(
+        &policy,
+        &two(vec![endpoint(0, 3), sick(1), endpoint(2, 3), endpoint(3, 3)]),
+        &[(0, 33), (2, 33), (3, 33)],
+    );
+    // 1 of 2 times 1.4 is 70 %.
+    assert_shares(&policy, &two(vec![endpoint(0, 1), sick(1)]), &[(0, 70), (9, 30)]);
+    assert_shares(&policy, &two(vec![sick(0), sick(1)]), &[(9, 100)]);
+    let all_sick = set(vec![locality(0, 0, vec![sick(0), sick(1), sick(2)]), locality(1, 0, vec![sick(9)])]);
+    assert_shares(&policy, &all_sick, &[(0, 25), (1, 25), (2, 25), (9, 25)]);
+}
+
+#[test]
+fn the_degraded_take_what_the_healthy_cannot() {
+    let policy = Cluster { healthy_panic_threshold: 0, ..cluster(LbPolicy::RoundRobin) };
+    assert_shares(&policy, &one(vec![endpoint(0, 1), weak(1)]), &[(0, 70), (1, 30)]);
+    assert_shares(&policy, &one(vec![weak(1), sick(2)]), &[(1, 100)]);
+}
+
+#[test]
+fn localities_share_by_weight_and_health() {
+    let policy = Cluster { locality_weighted: true, ..cluster(LbPolicy::RoundRobin) };
+    let near = || vec![endpoint(0, 1), endpoint(1, 1)];
+    let far = || vec![endpoint(2, 1)];
+    assert_shares(&policy, &set(vec![locality(0, 3, near()), locality(0, 1, far())]), &[(0, 37), (1, 37), (2, 25)]);
+    assert_shares(&policy, &set(vec![locality(0, 1, near()), locality(0, 0, far())]), &[(0, 50), (1, 50)]);
+    assert_shares(&policy, &set(vec![locality(0, 0, near()), locality(0, 0, far())]), &[(0, 33), (1, 33), (2, 33)]);
+    let half = vec![endpoint(0, 1), sick(1)];
+    assert_shares(&policy, &set(vec![locality(0, 1, half), locality(0, 1, far())]), &[(0, 41), (2, 58)]);
+    let plain = cluster(LbPolicy::RoundRobin);
+    assert_shares(&plain, &set(vec![locality(0, 9, near()), locality(0, 1, far())]), &[(0, 33), (1, 33), (2, 33)]);
+}
+
+#[test]
+fn a_retry_goes_elsewhere_while_there_is_an_elsewhere() {
+    for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 2 }] {
+        let (cluster, set) =
+            (stored(&cluster(policy)), stored(&one((0..3).map(|c| endpoint(c, 1 + c * 50)).collect())));
+        let counters = Counters::default();
+        let mut random = random();
+        for _ in 0..200 {
+            let mut tried = Vec::new();
+            for _ in 0..3 {
+                let found = pick(cluster, set, &counters, &mut random, &tried).unwrap().cell.to_native();
+                assert!(!tried.contains(&found), "{policy:?}: {found} again after {tried:?}");
+                tried.push(found);
+            }
+            assert!(pick(cluster, set, &counters, &mut random, &tried).is_ok(), "all were tried: one is tried again");
+        }
+    }
+}
+
+#[test]
+fn one_of_several_is_drawn_by_weight() {
+    let count = |weights: [u32; 3]| {
+        let mut shares = [0; 3];
+        (0..100).for_each(|r| shares[weighted_pick(weights.into_iter(), r).unwrap()] += 1);
+        shares
+    };
+    assert_eq!(count([50, 30, 20]), [50, 30, 20]);
+    assert_eq!(count([0, 1, 0]), [0, 100, 0]);
+    assert_eq!(weighted_pick([0, 0].into_iter(), 7), None);
+    assert_eq!(weighted_pick([u32::MAX, u32::MAX].into_iter(), u64::from(u32::MAX)), Some(1));
+}
+
+proptest! {
+    #[test]
+    fn a_cycle_of_round_robin_has_exactly_the_weights(weights in proptest::collection::vec(1u32..20, 1..12)) {
+        let set = one((0u32..).zip(&weights).map(|(c, w)| endpoint(c, *w)).collect());
+        let total: u32 = weights.iter().sum();
+        let got = shares(&cluster(LbPolicy::RoundRobin), &set, total as usize);
+        let want = (0u32..).zip(weights.iter().map(|w| *w as usize)).collect();
+        prop_assert_eq!(got, want);
+    }
+
+    #[test]
+    fn any_set_gives_an_endpoint_that_may_be_used(
+        localities in proptest::collection::vec((0u32..3, 0u32..4, proptest::collection::vec((0u32..3, 0u32..4), 0..4)), 0..5),
+        threshold in 0u8..=100,
+        weighted in any::<bool>(),
+        policy in proptest::sample::select(vec![LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 0 }]),
+        factor in 0u32..300,
+        exclude in proptest::collection::vec(0u32..12, 0..4),
+    ) {
+        let mut cells = 0u32..;
+        let mut localities: Vec<Locality> = localities
+            .into_iter()
+            .map(|(priority, weight, endpoints)| {
+                let make = |(health, weight): (u32, u32)| {
+                    let health = [HealthStatus::Healthy, HealthStatus::Degraded, HealthStatus::Unhealthy][health as usize];
+                    Endpoint { health, ..endpoint(cells.next().unwrap(), weight) }
+                };
+                locality(priority, weight, endpoints.into_iter().map(make).collect())
+            })
+            .collect();
+        localities.sort_by_key(|l| l.priority);
+        let healths: Vec<_> = localities.iter().flat_map(|l| l.endpoints.iter().map(|e| e.health)).collect();
+        let set = EndpointSet { overprovisioning_factor: factor, ..set(localities) };
+        let cluster = Cluster { healthy_panic_threshold: threshold, locality_weighted: weighted, ..cluster(policy) };
+        let mut random = random();
+        for _ in 0..20 {
+            match pick(stored(&cluster), stored(&set), &Counters::default(), &mut random, &exclude) {
+                Ok(found) if threshold == 0 => {
+                    prop_assert_ne!(healths[found.cell.to_native() as usize], HealthStatus::Unhealthy);
+                }
+                Ok(_) => {}
+                Err(NoEndpoint) => prop_assert!(threshold == 0 || healths.is_empty() || factor < 100),
+            }
+        }
+    }
+}
