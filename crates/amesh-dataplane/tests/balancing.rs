@@ -305,14 +305,15 @@ proptest! {
             })
             .collect();
         localities.sort_by_key(|l| l.priority);
-        let healths: Vec<_> = localities.iter().flat_map(|l| l.endpoints.iter().map(|e| e.health)).collect();
+        let healths: BTreeMap<_, _> =
+            localities.iter().flat_map(|l| l.endpoints.iter().map(|e| (e.cell, e.health))).collect();
         let set = EndpointSet { overprovisioning_factor: factor, ..set(localities) };
         let cluster = Cluster { healthy_panic_threshold: threshold, locality_weighted: weighted, ..cluster(policy) };
         let mut random = random();
         for _ in 0..20 {
             match pick(stored(&cluster), stored(&set), &Counters::default(), &mut random, &exclude) {
                 Ok(found) if threshold == 0 => {
-                    prop_assert_ne!(healths[found.cell.to_native() as usize], HealthStatus::Unhealthy);
+                    prop_assert_ne!(healths[&found.cell.to_native()], HealthStatus::Unhealthy);
                 }
                 Ok(_) => {}
                 Err(NoEndpoint) => prop_assert!(threshold == 0 || healths.is_empty() || factor < 100),

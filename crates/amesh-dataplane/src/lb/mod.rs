@@ -121,10 +121,12 @@ struct Tally {
 }
 
 impl Tally {
+    #[inline]
     fn add(&mut self, weight: u64) {
         self.count += 1;
         self.weight += weight;
-        if self.unit != weight {
+        // Cheap where all weights are equal, and once the unit is 1.
+        if self.unit != weight && self.unit != 1 {
             self.unit = gcd(self.unit, weight);
         }
     }
