@@ -244,16 +244,15 @@ fn contains(range: &ArchivedCidrRange, ip: IpAddr) -> bool {
     }
 }
 
-/// Exact before the longest `*.suffix`, that before chains without names. `*.b` takes `a.b`, not `b` or `.b`.
+/// Exact before the longest `*.suffix`, that before chains without names. `*.b` takes `a.b`, not `b`
+/// (and `.b`, which no client sends: Envoy keeps both in one map).
 fn server_name(m: &ArchivedFilterChainMatch, name: Option<&str>) -> Option<usize> {
     if m.server_names.is_empty() {
         return Some(0);
     }
     let name = name.unwrap_or("");
     let rank = |wanted: &str| match wanted.strip_prefix('*') {
-        Some(suffix) => {
-            (suffix.len() > 1 && name.len() > suffix.len() && name.ends_with(suffix)).then_some(suffix.len())
-        }
+        Some(suffix) => (suffix.len() > 1 && name.ends_with(suffix)).then_some(suffix.len()),
         None => (wanted == name).then_some(usize::MAX),
     };
     m.server_names.iter().filter_map(|wanted| rank(wanted)).max()

@@ -217,6 +217,8 @@ fn the_next_priority_takes_what_the_first_cannot() {
     // 1 of 2 times 1.4 is 70 %.
     assert_shares(&policy, &two(vec![endpoint(0, 1), sick(1)]), &[(0, 70), (9, 30)]);
     assert_shares(&policy, &two(vec![sick(0), sick(1)]), &[(9, 100)]);
+    // 1 of 3 times 1.4 is 46 %; there is no panic while the priorities together can take everything.
+    assert_shares(&policy, &two(vec![endpoint(0, 1), sick(1), sick(2)]), &[(0, 46), (9, 54)]);
     let all_sick = set(vec![locality(0, 0, vec![sick(0), sick(1), sick(2)]), locality(1, 0, vec![sick(9)])]);
     assert_shares(&policy, &all_sick, &[(0, 25), (1, 25), (2, 25), (9, 25)]);
 }

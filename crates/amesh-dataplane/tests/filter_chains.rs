@@ -104,6 +104,7 @@ fn each_criterion_prefers_the_most_specific_chain() {
     assert_eq!(ask(Some("b.example.com")), "wide");
     assert_eq!(ask(Some("x.org")), "narrow");
     assert_eq!(ask(Some("example.com")), "-");
+    assert_eq!(ask(Some(".example.com")), "wide");
     assert_eq!(ask(Some("")), "-");
     assert_eq!(ask(None), "-");
 

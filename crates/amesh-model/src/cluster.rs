@@ -61,7 +61,7 @@ pub enum LbPolicy {
         /// `choice_count`.
         choice_count: u32,
     },
-    /// Weighted random.
+    /// Random; weights are not looked at.
     Random,
     /// Goes with [`Discovery::OriginalDst`].
     ClusterProvided,

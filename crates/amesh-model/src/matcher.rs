@@ -134,7 +134,8 @@ pub enum StringPattern {
 pub struct HeaderMatcher {
     /// Name, lower case; `:method`, `:path`, `:authority` and `:scheme` are the request line's.
     pub name: String,
-    /// What its value must be. Several headers of one name are joined by a comma.
+    /// What its value must be. Of several lines of one name one must match; headers of which Envoy keeps one value
+    /// (`accept`, `x-forwarded-for` …) are joined by a comma.
     pub value: HeaderMatch,
     /// The result is turned round.
     pub invert_match: bool,
@@ -162,7 +163,7 @@ pub enum HeaderMatch {
 /// What a query parameter must look like (`config.route.v3.QueryParameterMatcher`). The first of a name counts.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct QueryParameterMatcher {
-    /// Name, as it stands in the query (decoded).
+    /// Name, as it stands in the query: nothing is decoded.
     pub name: String,
     /// What its value must be.
     pub value: QueryMatch,

@@ -122,7 +122,7 @@ pub enum RouteAction {
     Redirect(Box<RedirectAction>),
     /// Answer without upstream.
     DirectResponse(DirectResponseAction),
-    /// Not for forwarding requests (`non_forwarding_action`): answered as Envoy does, 404.
+    /// Not for forwarding requests (`non_forwarding_action`): answered as Envoy does, 503 for want of a cluster.
     NonForwarding,
     /// 500, for this reason: what is not supported here would weaken security if it were left out.
     Refuse(String),
@@ -183,7 +183,7 @@ pub struct WeightedCluster {
     pub weight: u32,
     /// Header edits of this arm.
     pub headers: HeaderEdits,
-    /// New host for this arm; empty: the route's rewrite.
+    /// New host for this arm where the route has no rewrite of its own; empty: none.
     pub host_rewrite_literal: String,
 }
 
