@@ -2,6 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ads;
 pub mod descriptor;
+pub mod dns;
+pub mod engine;
+pub mod node;
+pub mod persist;
+mod readiness;
+pub mod source;
 pub mod store;
 pub mod translate;
+pub mod transport;
