@@ -16,6 +16,7 @@
 //! What an update costs depends on what changed and on what refers to it, never on the size of the mesh.
 
 mod clusters;
+mod everything;
 mod ledger;
 mod listeners;
 mod status;
@@ -197,6 +198,20 @@ struct Rejection {
     field: String,
     reason: String,
     at: u64,
+}
+
+/// The version that serves while the next one waits.
+#[derive(Debug)]
+struct Serving {
+    version: String,
+    bytes: Vec<u8>,
+}
+
+impl From<&mut Good> for Serving {
+    /// Takes the bytes: another last good follows.
+    fn from(good: &mut Good) -> Serving {
+        Serving { version: good.version.clone(), bytes: std::mem::take(&mut good.bytes) }
+    }
 }
 
 /// A resource that was translated, before it is kept.

@@ -192,6 +192,30 @@ fn an_updated_cluster_keeps_its_former_version_until_it_is_warm() {
 }
 
 #[test]
+fn a_new_zone_gets_what_serves_not_what_waits() {
+    let mut m = Mesh::default();
+    m.update("1", &[eds_of("a", "old", 0), cla("old", &[80]), listener("l", 80, &["r"], 0), table("r", "a")]);
+    m.publish();
+    m.update("2", &[eds_of("a", "new", 0), listener("l", 81, &["s"], 0), eds("b")]);
+    assert_eq!(m.publish(), "");
+    let all = m.store.everything(0).unwrap();
+    let versions: Vec<_> = all.put.iter().map(|i| (i.kind, i.name.as_str(), i.version.as_str())).collect();
+    assert_eq!(
+        versions[..4],
+        [
+            (Kind::EndpointSet, "a", "1"),
+            (Kind::Cluster, "a", "1"),
+            (Kind::RouteTable, "r", "1"),
+            (Kind::Listener, "l", "1"),
+        ]
+    );
+    for i in all.put.iter().filter(|i| i.kind != Kind::ListenerIndex) {
+        assert_eq!(m.zone[&(i.kind, i.name.clone())].1, i.value, "{} {:?}", i.name, i.kind);
+    }
+    assert_eq!((versions.len(), all.remove.len()), (5, 0));
+}
+
+#[test]
 fn a_listener_waits_for_all_its_tables() {
     let mut m = Mesh::default();
     m.update("1", &[listener("l", 80, &["r1", "r2"], 0), table("r1", "a")]);

@@ -1,6 +1,6 @@
 //! Clusters, their endpoints, and names to resolve.
 
-use super::{decode, move_user, same_name, Arrival, Good, Store, Type, Value};
+use super::{decode, move_user, same_name, Arrival, Good, Serving, Store, Type, Value};
 use crate::translate::{self, DnsCluster, DnsFamily, Invalid, Notes, Sockets, Source};
 use amesh_model::{cluster::Cluster, endpoint::EndpointSet, Kind};
 use envoy_types::pb::envoy::config::{cluster::v3 as cds, endpoint::v3 as eds};
@@ -18,6 +18,8 @@ pub(super) struct ClusterRecord {
     pub(super) next: Option<Next>,
     /// What is published, as far as its endpoints depend on it.
     live: Option<Facts>,
+    /// Where that is not the last good.
+    serving: Option<Serving>,
 }
 
 pub(super) struct Next {
@@ -68,6 +70,12 @@ pub struct DnsName {
 }
 
 impl ClusterRecord {
+    /// Version and bytes of what is published.
+    pub(super) fn published(&self) -> Option<(&str, &[u8])> {
+        let former = self.serving.as_ref().map(|s| (s.version.as_str(), s.bytes.as_slice()));
+        self.live.as_ref().map(|_| former.unwrap_or((&self.good.version, &self.good.bytes)))
+    }
+
     fn facts(&self) -> impl Iterator<Item = &Facts> {
         self.live.iter().chain(self.next.iter().map(|n| &n.facts))
     }
@@ -109,10 +117,11 @@ impl Store {
         let next = Next { facts: Facts { feed, sockets: t.sockets }, cluster: Box::new(t.cluster), inline, deadline };
         let former = self.clusters.remove(&name);
         let (services, hosts) = former.as_ref().map(|f| (f.services(), f.hosts())).unwrap_or_default();
-        let (good, live, waited) = match former {
-            None => (None, None, None),
-            Some(f) => (Some(f.good), f.live, f.next),
+        let (mut good, live, waited, serving) = match former {
+            None => (None, None, None, None),
+            Some(f) => (Some(f.good), f.live, f.next, f.serving),
         };
+        let serving = live.as_ref().and(serving.or_else(|| good.as_mut().map(Serving::from)));
         if let Some(at) = waited.and_then(|n| n.deadline) {
             self.deadlines.remove(&(at, Type::Cluster, name.clone()));
         }
@@ -120,7 +129,7 @@ impl Store {
             self.deadlines.insert((at, Type::Cluster, name.clone()));
         }
         let good = self.keep(Type::Cluster, a, notes, good);
-        self.clusters.insert(name.clone(), ClusterRecord { good, next: Some(next), live });
+        self.clusters.insert(name.clone(), ClusterRecord { good, next: Some(next), live, serving });
         self.refer(&name, &services, &hosts);
         self.promote_cluster(&name, false);
         Ok(())
@@ -191,6 +200,7 @@ impl Store {
         let Some(next) = record.next.take() else { return };
         let had_endpoints = record.live.as_ref().is_some_and(|l| !matches!(l.feed, Feed::None));
         record.live = Some(next.facts);
+        record.serving = None;
         if let Some(at) = next.deadline {
             self.deadlines.remove(&(at, Type::Cluster, name.to_owned()));
         }
@@ -283,6 +293,11 @@ impl Store {
             }
         };
         self.hosts.iter().map(one).collect()
+    }
+
+    /// The names that were resolved.
+    pub(super) fn dns_answers(&self) -> impl Iterator<Item = (&str, DnsFamily, &[IpAddr])> {
+        self.hosts.iter().filter_map(|(k, r)| Some((k.0.as_str(), k.1, r.answer.as_deref()?)))
     }
 
     /// A number that changes when [`Store::dns_names`] may have.

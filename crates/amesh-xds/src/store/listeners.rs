@@ -1,6 +1,6 @@
 //! Listeners and their route tables.
 
-use super::{decode, move_user, same_name, Arrival, Good, Store, Type, Value};
+use super::{decode, move_user, same_name, Arrival, Good, Serving, Store, Type, Value};
 use crate::translate::{self, Invalid, ListenerAddresses, Notes};
 use amesh_model::{listener::Listener, route::RouteTable, Kind};
 use envoy_types::pb::envoy::config::{listener::v3 as lds, route::v3 as rds};
@@ -12,6 +12,8 @@ pub(super) struct ListenerRecord {
     /// Accepted, not yet warm.
     pub(super) next: Option<Next>,
     live: Option<Live>,
+    /// What is published, where that is not the last good.
+    serving: Option<Serving>,
 }
 
 pub(super) struct Next {
@@ -34,6 +36,12 @@ pub(super) struct TableRecord {
 }
 
 impl ListenerRecord {
+    /// Version and bytes of what is published.
+    pub(super) fn published(&self) -> Option<(&str, &[u8])> {
+        let former = self.serving.as_ref().map(|s| (s.version.as_str(), s.bytes.as_slice()));
+        self.live.as_ref().map(|_| former.unwrap_or((&self.good.version, &self.good.bytes)))
+    }
+
     fn tables(&self) -> BTreeSet<String> {
         let next = self.next.iter().flat_map(|n| &n.tables);
         self.live.iter().flat_map(|l| &l.tables).chain(next).cloned().collect()
@@ -53,10 +61,11 @@ impl Store {
         let next = Next { listener: Box::new(t.listener), tables: t.tables.into_keys().collect(), deadline };
         let former = self.listeners.remove(&name);
         let tables = former.as_ref().map(ListenerRecord::tables).unwrap_or_default();
-        let (good, live, waited) = match former {
-            None => (None, None, None),
-            Some(f) => (Some(f.good), f.live, f.next),
+        let (mut good, live, waited, serving) = match former {
+            None => (None, None, None, None),
+            Some(f) => (Some(f.good), f.live, f.next, f.serving),
         };
+        let serving = live.as_ref().and(serving.or_else(|| good.as_mut().map(Serving::from)));
         if let Some(at) = waited.and_then(|n| n.deadline) {
             self.deadlines.remove(&(at, Type::Listener, name.clone()));
         }
@@ -64,7 +73,7 @@ impl Store {
             self.deadlines.insert((at, Type::Listener, name.clone()));
         }
         let good = self.keep(Type::Listener, a, notes, good);
-        self.listeners.insert(name.clone(), ListenerRecord { good, next: Some(next), live });
+        self.listeners.insert(name.clone(), ListenerRecord { good, next: Some(next), live, serving });
         self.refer_to_tables(&name, &tables);
         self.promote_listener(&name, false);
         Ok(())
@@ -90,15 +99,20 @@ impl Store {
         let (first, last) = move_user(&mut self.table_users, name, before, &after);
         for table in first {
             self.need(Type::RouteConfiguration, &table, true);
-            let waiting = self.tables.get_mut(&table).and_then(|r| Some((r.waiting.take()?, r.good.version.clone())));
-            if let Some((value, version)) = waiting {
-                self.publish(&table, &version, Value::RouteTable(*value));
-            }
+            self.publish_waiting_table(&table);
         }
         for table in last {
             self.need(Type::RouteConfiguration, &table, false);
             self.rejections.remove(&(Type::RouteConfiguration, table.clone()));
             self.drop_table(&table);
+        }
+    }
+
+    /// Publishes a table that came before a listener referred to it.
+    pub(super) fn publish_waiting_table(&mut self, name: &str) {
+        let waiting = self.tables.get_mut(name).and_then(|r| Some((r.waiting.take()?, r.good.version.clone())));
+        if let Some((value, version)) = waiting {
+            self.publish(name, &version, Value::RouteTable(*value));
         }
     }
 
@@ -113,6 +127,7 @@ impl Store {
         let version = record.good.version.clone();
         let Some(next) = record.next.take() else { return };
         record.live = Some(Live { tables: next.tables, addresses: (&*next.listener).into() });
+        record.serving = None;
         if let Some(at) = next.deadline {
             self.deadlines.remove(&(at, Type::Listener, name.to_owned()));
         }

@@ -1,0 +1,509 @@
+//! What is rejected, and by which field; what fails closed; Envoy's defaults.
+
+use amesh_model::cluster::{Discovery, LbPolicy, UpstreamProtocol};
+use amesh_model::listener::{ChainAction, Listener};
+use amesh_model::route::{RouteAction, RouteTable};
+use amesh_xds::descriptor;
+use amesh_xds::translate::{self, Invalid, NoteKind, Notes, TranslatedCluster};
+use prost::Message;
+
+const TABLE: &str = r#"{name: t, virtual_hosts: [
+  {name: a, domains: ["a.example", "*.a.example"], routes: [
+    {match: {prefix: /x, headers: [{name: H, string_match: {exact: v}}], query_parameters: [{name: q}]},
+     route: {cluster: c}},
+    {match: {path: /y}, redirect: {host_redirect: h}},
+    {match: {safe_regex: {regex: "/z+"}}, direct_response: {status: 204}},
+    {match: {prefix: /}, route: {weighted_clusters: {clusters: [{name: c, weight: 1}, {name: d, weight: 2}]}}}],
+   response_headers_to_add: [{header: {key: X, value: "%PROTOCOL%"}}]},
+  {name: b, domains: ["b.*"]}]}"#;
+
+const LISTENER: &str = r#"{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 80}}, filter_chains: [
+  {filter_chain_match: {destination_port: 80, prefix_ranges: [{address_prefix: 10.1.2.3, prefix_len: 8}]}, filters: [
+    {name: stats, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.grpc_stats.v3.FilterConfig}},
+    {name: tcp, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy,
+      stat_prefix: s, cluster: c}}]},
+  {name: two, filter_chain_match: {server_names: [X.example]}, filters: [
+    {name: http, typed_config: {
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
+      stat_prefix: s, upgrade_configs: [{upgrade_type: websocket}],
+      route_config: {name: r, virtual_hosts: [{name: v, domains: ["*"]}]}, http_filters: [
+        {name: cors, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors}},
+        {name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}}]}]}"#;
+
+const CLUSTER: &str = r#"{name: c, type: STATIC, load_assignment: {cluster_name: c, endpoints: [
+  {lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 80}}}}]}]}}"#;
+
+fn read<M: Message + Default>(url: &str, yaml: &str) -> M {
+    let text = yaml.replacen('{', &format!("{{\"@type\": {url}, "), 1);
+    let r = descriptor::from_yaml("test", &text).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
+    M::decode(r[0].any.value.as_slice()).unwrap()
+}
+
+fn with(base: &str, from: &str, to: &str) -> String {
+    assert!(base.contains(from), "\"{from}\" is not in the base");
+    base.replacen(from, to, 1)
+}
+
+fn table(yaml: &str, n: &mut Notes) -> Result<RouteTable, Invalid> {
+    translate::route_table(&read(translate::ROUTE_CONFIGURATION, yaml), n)
+}
+
+fn listener(yaml: &str, n: &mut Notes) -> Result<Listener, Invalid> {
+    translate::listener(&read(translate::LISTENER, yaml), n).map(|l| l.listener)
+}
+
+fn cluster(yaml: &str, n: &mut Notes) -> Result<TranslatedCluster, Invalid> {
+    translate::cluster(&read(translate::CLUSTER, yaml), n)
+}
+
+/// Every case is one change of the base; it must be rejected at this field, with these words in the reason.
+fn rejects<T>(
+    base: &str,
+    translate: impl Fn(&str, &mut Notes) -> Result<T, Invalid>,
+    cases: &[(&str, &str, &str, &str)],
+) {
+    assert!(translate(base, &mut Notes::new()).is_ok(), "the base is good");
+    for (from, to, field, reason) in cases {
+        match translate(&with(base, from, to), &mut Notes::new()) {
+            Ok(_) => panic!("accepted: {to}"),
+            Err(e) => {
+                assert!(e.field == *field && e.reason.contains(reason), "{to}\n  gave  {e}\n  not   {field}: {reason}")
+            }
+        }
+    }
+}
+
+#[test]
+fn route_tables_that_make_no_sense() {
+    let r0 = "virtual_hosts[0].routes[0]";
+    let at = |f: &str| format!("{r0}.{f}");
+    rejects(
+        TABLE,
+        table,
+        &[
+            ("\"*.a.example\"", "\"A.example\"", "virtual_hosts[0].domains[1]", "there twice"),
+            ("\"b.*\"", "\"a.EXAMPLE\"", "virtual_hosts[1].domains[0]", "there twice"),
+            ("\"b.*\"", "\"*\", \"*\"", "virtual_hosts[1].domains[1]", "there twice"),
+            ("\"b.*\"", "\"b.*.c\"", "virtual_hosts[1].domains[0]", "`*` may stand"),
+            ("\"b.*\"", "\"\"", "virtual_hosts[1].domains[0]", "is empty"),
+            ("[\"b.*\"]", "[]", "virtual_hosts[1].domains", "is empty"),
+            ("name: b,", "name: a,", "virtual_hosts[1].name", "two virtual hosts"),
+            ("name: b,", "", "virtual_hosts[1].name", "is empty"),
+            ("{name: t,", "{name: t, vhds: {},", "vhds", "not supported"),
+            (
+                "{name: t,",
+                "{name: t, cluster_specifier_plugins: [{extension: {name: p}}],",
+                "cluster_specifier_plugins[0]",
+                "\"p\"",
+            ),
+            ("regex: \"/z+\"", "regex: \"/z(\"", "virtual_hosts[0].routes[2].match.safe_regex.regex", "regex \"/z(\""),
+            ("regex: \"/z+\"", "regex: \"\"", "virtual_hosts[0].routes[2].match.safe_regex.regex", "is empty"),
+            ("prefix: /x,", "", &at("match.path_specifier"), "is not set"),
+            ("prefix: /x,", "connect_matcher: {},", &at("match.connect_matcher"), "CONNECT"),
+            ("prefix: /x,", "path_separated_prefix: /x/,", &at("match.path_separated_prefix"), "slash"),
+            ("prefix: /x,", "prefix: /x, dynamic_metadata: [{}],", &at("match.dynamic_metadata"), "not supported"),
+            ("prefix: /x,", "prefix: /x, filter_state: [{}],", &at("match.filter_state"), "not supported"),
+            (
+                "prefix: /x,",
+                "prefix: /x, runtime_fraction: {},",
+                &at("match.runtime_fraction.default_value"),
+                "is not set",
+            ),
+            ("{name: H, ", "{name: \"a b\", ", &at("match.headers[0].name"), "no name of a header"),
+            ("{exact: v}", "{}", &at("match.headers[0].string_match"), "has no pattern"),
+            ("{exact: v}", "{prefix: \"\"}", &at("match.headers[0].string_match.prefix"), "is empty"),
+            (
+                "{exact: v}",
+                "{safe_regex: {regex: \"[\"}}",
+                &at("match.headers[0].string_match.safe_regex.regex"),
+                "regex",
+            ),
+            ("{name: q}", "{name: \"\"}", &at("match.query_parameters[0].name"), "is empty"),
+            ("route: {cluster: c}", "route: {cluster: \"\"}", &at("route.cluster"), "is empty"),
+            ("route: {cluster: c}", "route: {}", &at("route.cluster_specifier"), "is not set"),
+            (
+                "route: {cluster: c}",
+                "route: {cluster_specifier_plugin: p}",
+                &at("route.cluster_specifier_plugin"),
+                "plugins",
+            ),
+            ("route: {cluster: c}", "name: n", &at("action"), "is not set"),
+            ("route: {cluster: c}", "filter_action: {}", &at("filter_action"), "not supported"),
+            ("{cluster: c}", "{cluster: c, timeout: -1s}", &at("route.timeout"), "no duration"),
+            (
+                "{cluster: c}",
+                "{cluster: c, prefix_rewrite: /, regex_rewrite: {pattern: {regex: a}}}",
+                &at("route"),
+                "more than one",
+            ),
+            (
+                "{cluster: c}",
+                "{cluster: c, regex_rewrite: {pattern: {regex: a}, substitution: '\\1'}}",
+                &at("route.regex_rewrite.substitution"),
+                "0 groups",
+            ),
+            (
+                "{cluster: c}",
+                "{cluster: c, path_rewrite_policy: {}}",
+                &at("route.path_rewrite_policy"),
+                "not supported",
+            ),
+            ("{cluster: c}", "{cluster: c, host_rewrite_header: \"\"}", &at("route.host_rewrite_header"), "no name"),
+            (
+                "{cluster: c}",
+                "{cluster: c, cluster_not_found_response_code: 7}",
+                &at("route.cluster_not_found_response_code"),
+                "no value",
+            ),
+        ],
+    );
+    rejects(
+        TABLE,
+        table,
+        &[
+            (
+                "host_redirect: h",
+                "port_redirect: 65536",
+                "virtual_hosts[0].routes[1].redirect.port_redirect",
+                "no port",
+            ),
+            ("host_redirect: h", "response_code: 9", "virtual_hosts[0].routes[1].redirect.response_code", "no value"),
+            ("status: 204", "status: 100", "virtual_hosts[0].routes[2].direct_response.status", "200 to 599"),
+            (
+                "status: 204",
+                "status: 200, body: {filename: /etc/passwd}",
+                "virtual_hosts[0].routes[2].direct_response.body.filename",
+                "inline_string",
+            ),
+            (
+                "weight: 1}, {name: d, weight: 2}",
+                "weight: 0}",
+                "virtual_hosts[0].routes[3].route.weighted_clusters.clusters",
+                "sum of the weights is 0",
+            ),
+            (
+                "weight: 1}",
+                "weight: 4294967295}",
+                "virtual_hosts[0].routes[3].route.weighted_clusters.clusters",
+                "the limit is",
+            ),
+            (
+                "{name: d, weight: 2}",
+                "{weight: 2}",
+                "virtual_hosts[0].routes[3].route.weighted_clusters.clusters[1].name",
+                "exactly one",
+            ),
+            (
+                "key: X,",
+                "key: \":path\",",
+                "virtual_hosts[0].response_headers_to_add[0].header.key",
+                "may not be modified",
+            ),
+            (
+                "%PROTOCOL%",
+                "%NO_SUCH%",
+                "virtual_hosts[0].response_headers_to_add[0].header.value",
+                "no command that Envoy knows",
+            ),
+            (
+                "{name: b,",
+                "{name: b, request_headers_to_remove: [Host],",
+                "virtual_hosts[1].request_headers_to_remove[0]",
+                "may not be modified",
+            ),
+            (
+                "{name: b,",
+                "{name: b, retry_policy: {per_try_timeout: -1s},",
+                "virtual_hosts[1].retry_policy.per_try_timeout",
+                "no duration",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn listeners_that_make_no_sense() {
+    let http = "filter_chains[1].filters[0].typed_config";
+    let at = |f: &str| format!("{http}.{f}");
+    rejects(
+        LISTENER,
+        listener,
+        &[
+            ("{name: l,", "{", "name", "is empty"),
+            ("127.0.0.1", "localhost", "address.socket_address.address", "malformed IP"),
+            ("port_value: 80}", "port_value: 65536}", "address.socket_address.port_value", "no port"),
+            ("port_value: 80}", "named_port: http}", "address.socket_address.named_port", "port_value"),
+            (
+                "address: {socket_address: {address: 127.0.0.1, port_value: 80}}",
+                "traffic_direction: INBOUND",
+                "address",
+                "is not set",
+            ),
+        ],
+    );
+    rejects(
+        LISTENER,
+        listener,
+        &[
+            (
+                "destination_port: 80",
+                "destination_port: 0",
+                "filter_chains[0].filter_chain_match.destination_port",
+                "no port",
+            ),
+            ("10.1.2.3", "ten", "filter_chains[0].filter_chain_match.prefix_ranges[0].address_prefix", "malformed IP"),
+            (
+                "prefix_len: 8",
+                "prefix_len: 129",
+                "filter_chains[0].filter_chain_match.prefix_ranges[0].prefix_len",
+                "128",
+            ),
+            ("X.example", "\"a.*\"", "filter_chains[1].filter_chain_match.server_names[0]", "partial wildcards"),
+            ("cluster: c", "cluster: \"\"", "filter_chains[0].filters[1].typed_config.cluster", "is empty"),
+            (", cluster: c", "", "filter_chains[0].filters[1].typed_config.cluster_specifier", "is not set"),
+            (
+                "cluster: c",
+                "weighted_clusters: {clusters: [{name: c}]}",
+                "filter_chains[0].filters[1].typed_config.weighted_clusters.clusters[0].weight",
+                "is 0",
+            ),
+            (
+                "cluster: c",
+                "cluster: c, max_connect_attempts: 0",
+                "filter_chains[0].filters[1].typed_config.max_connect_attempts",
+                "1 or more",
+            ),
+            ("{name: l,", "{name: l, listener_filters_timeout: -1s,", "listener_filters_timeout", "no duration"),
+            ("{name: l,", "{name: l, traffic_direction: 9,", "traffic_direction", "no value"),
+            ("domains: [\"*\"]", "domains: []", &at("route_config.virtual_hosts[0].domains"), "is empty"),
+            (
+                "route_config: {name: r, virtual_hosts: [{name: v, domains: [\"*\"]}]}",
+                "rds: {config_source: {ads: {}}}",
+                &at("rds.route_config_name"),
+                "is empty",
+            ),
+            (
+                "upgrade_type: websocket}",
+                "upgrade_type: websocket}, {upgrade_type: WebSocket}",
+                &at("upgrade_configs[1].upgrade_type"),
+                "there twice",
+            ),
+            ("{name: cors, typed", "{name: \"\", typed", &at("http_filters[0].name"), "is empty"),
+            ("stat_prefix: s, upgrade", "upgrade", &at("stat_prefix"), "is empty"),
+        ],
+    );
+    let two = with(
+        LISTENER,
+        "{destination_port: 80, prefix_ranges: [{address_prefix: 10.1.2.3, prefix_len: 8}]}",
+        "{server_names: [x.example, y.example]}",
+    );
+    let e = listener(&two, &mut Notes::new()).unwrap_err();
+    assert_eq!(e.field, "filter_chains[1].filter_chain_match");
+    assert!(e.reason.contains("same matching rules as filter_chains[0]"), "{e}");
+    let apart = with(&two, "[x.example, y.example]", "[x.example], source_ports: [1]");
+    assert!(listener(&apart, &mut Notes::new()).is_ok());
+}
+
+#[test]
+fn clusters_that_make_no_sense() {
+    rejects(
+        CLUSTER,
+        cluster,
+        &[
+            ("{name: c,", "{", "name", "is empty"),
+            ("type: STATIC,", "type: STATIC, connect_timeout: 0s,", "connect_timeout", "above 0"),
+            ("type: STATIC,", "type: 99,", "type", "no value"),
+            ("type: STATIC,", "type: EDS,", "eds_cluster_config.eds_config", "is not set"),
+            ("type: STATIC,", "type: ORIGINAL_DST,", "lb_policy", "CLUSTER_PROVIDED"),
+            (
+                "type: STATIC,",
+                "type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED,",
+                "load_assignment",
+                "no endpoints of its own",
+            ),
+            ("type: STATIC,", "type: STATIC, lb_policy: CLUSTER_PROVIDED,", "lb_policy", "ORIGINAL_DST"),
+            ("type: STATIC,", "lb_policy: LOAD_BALANCING_POLICY_CONFIG,", "load_balancing_policy", "is not set"),
+            (
+                "type: STATIC,",
+                "load_balancing_policy: {policies: [{typed_extension_config: {name: odd}}]},",
+                "load_balancing_policy.policies",
+                "odd",
+            ),
+            (
+                "type: STATIC,",
+                "common_lb_config: {healthy_panic_threshold: {value: 101}},",
+                "common_lb_config.healthy_panic_threshold",
+                "0 to 100",
+            ),
+            (
+                "type: STATIC,",
+                "lb_policy: LEAST_REQUEST, least_request_lb_config: {choice_count: 1},",
+                "least_request_lb_config.choice_count",
+                "2 or more",
+            ),
+            (
+                "127.0.0.1",
+                "db.example",
+                "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address",
+                "STRICT_DNS",
+            ),
+            ("cluster_name: c,", "", "load_assignment.cluster_name", "is empty"),
+            ("{lb_endpoints:", "{priority: 129, lb_endpoints:", "load_assignment.endpoints[0].priority", "above 128"),
+            (
+                "{lb_endpoints:",
+                "{load_balancing_weight: 0, lb_endpoints:",
+                "load_assignment.endpoints[0].load_balancing_weight",
+                "1 or more",
+            ),
+            (
+                "{endpoint:",
+                "{health_status: 17, endpoint:",
+                "load_assignment.endpoints[0].lb_endpoints[0].health_status",
+                "no value",
+            ),
+            (
+                "{endpoint:",
+                "{load_balancing_weight: 0, endpoint:",
+                "load_assignment.endpoints[0].lb_endpoints[0].load_balancing_weight",
+                "1 or more",
+            ),
+            (
+                "[{endpoint:",
+                "[{endpoint_name: e}, {endpoint:",
+                "load_assignment.endpoints[0].lb_endpoints[0].endpoint_name",
+                "not supported",
+            ),
+        ],
+    );
+    let two = with(
+        CLUSTER,
+        "[{endpoint:",
+        "[{endpoint: {address: {socket_address: {address: b, port_value: 1}}}}, {endpoint:",
+    );
+    let e = cluster(&with(&two, "STATIC", "LOGICAL_DNS"), &mut Notes::new()).unwrap_err();
+    assert_eq!(e.field, "load_assignment");
+}
+
+#[test]
+fn envoys_defaults() {
+    let c = cluster("{name: c}", &mut Notes::new()).unwrap().cluster;
+    assert_eq!(
+        (c.discovery, c.lb_policy, c.protocol),
+        (Discovery::Static, LbPolicy::RoundRobin, UpstreamProtocol::Http1)
+    );
+    assert_eq!((c.connect_timeout, c.healthy_panic_threshold, c.idle_timeout), (5000, 50, 3_600_000));
+    let l = listener(LISTENER, &mut Notes::new()).unwrap();
+    assert!(l.bind_to_port && !l.use_original_dst && !l.continue_on_listener_filters_timeout);
+    assert_eq!(l.listener_filters_timeout, 15_000);
+    let ChainAction::Tcp(t) = &l.filter_chains[0].action else { panic!() };
+    assert_eq!((t.idle_timeout, t.max_connect_attempts, t.max_downstream_connection_duration), (3_600_000, 1, 0));
+    assert_eq!(l.filter_chains[0].filter_chain_match.prefix_ranges[0].ip, amesh_model::address::Ip::V4([10, 0, 0, 0]));
+    let ChainAction::Http(h) = &l.filter_chains[1].action else { panic!() };
+    assert_eq!((h.server_name.as_str(), h.stream_idle_timeout), ("envoy", 300_000));
+    assert!(h.generate_request_id && h.websocket && !h.normalize_path && !h.use_remote_address && h.refuse.is_none());
+    let t = table(TABLE, &mut Notes::new()).unwrap();
+    let RouteAction::Route(r) = &t.virtual_hosts[0].routes[0].action else { panic!() };
+    assert_eq!((r.timeout, r.cluster_not_found_response_code, r.retry.num_retries), (15_000, 503, 0));
+    assert_eq!((t.domains.exact["a.example"], t.domains.suffix[".a.example"], t.domains.prefix["b."]), (0, 0, 1));
+    assert_eq!((t.domains.suffix_lengths, t.domains.prefix_lengths), (vec![10], vec![2]));
+    let p =
+        table(&with(TABLE, "{cluster: c}", "{cluster: c, retry_policy: {retry_on: 5xx}}"), &mut Notes::new()).unwrap();
+    let RouteAction::Route(r) = &p.virtual_hosts[0].routes[0].action else { panic!() };
+    assert!(r.retry.connect_failure && r.retry.num_retries == 1);
+}
+
+fn refused(n: &Notes) -> Vec<String> {
+    n.iter().filter(|(n, _)| n.kind == NoteKind::Refused).map(|(n, _)| n.field.clone()).collect()
+}
+
+#[test]
+fn what_would_weaken_security_fails_closed_where_it_stands() {
+    const RBAC: &str = r#"{name: rbac, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC,
+        rules: {action: ALLOW}}}, {name: router"#;
+    let mut n = Notes::new();
+    let l = listener(&with(LISTENER, "{name: router", RBAC), &mut n).unwrap();
+    let ChainAction::Http(h) = &l.filter_chains[1].action else { panic!() };
+    assert!(h.refuse.as_ref().unwrap().contains("http_filters[1]: \"rbac\""), "{:?}", h.refuse);
+    assert!(matches!(l.filter_chains[0].action, ChainAction::Tcp(_)), "the other chain serves");
+    assert_eq!(refused(&n), ["filter_chains[].filters[].typed_config.http_filters[]"]);
+
+    for harmless in ["rules: {action: LOG}", "shadow_rules: {action: DENY, policies: {p: {}}}", "rules: {action: DENY}"]
+    {
+        let l = listener(
+            &with(LISTENER, "{name: router", &with(RBAC, "rules: {action: ALLOW}", harmless)),
+            &mut Notes::new(),
+        );
+        let ChainAction::Http(h) = &l.unwrap().filter_chains[1].action else { panic!() };
+        assert_eq!(h.refuse, None, "{harmless}: rules that only watch");
+    }
+    let unknown = r#"{name: odd, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}, {name: router"#;
+    for (filter, refuses) in [
+        (unknown.to_owned(), true),
+        (with(unknown, "{name: odd,", "{name: odd, is_optional: true,"), false),
+        (with(unknown, "{name: odd,", "{name: odd, disabled: true,"), false),
+        ("{name: ecds, config_discovery: {config_source: {ads: {}}}}, {name: router".to_owned(), true),
+    ] {
+        let l = listener(&with(LISTENER, "{name: router", &filter), &mut Notes::new()).unwrap();
+        let ChainAction::Http(h) = &l.filter_chains[1].action else { panic!() };
+        assert_eq!(h.refuse.is_some(), refuses, "{filter}");
+    }
+
+    let tls = r#"{transport_socket: {name: tls, typed_config: {
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext}}, name: two"#;
+    let l = listener(&with(LISTENER, "{name: two", tls), &mut Notes::new()).unwrap();
+    assert!(matches!(&l.filter_chains[1].action, ChainAction::Refuse(why) if why.contains("DownstreamTlsContext")));
+
+    let l = listener(&with(LISTENER, "{name: l,", "{name: l, listener_filters: [{name: pp, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol}}],"), &mut Notes::new()).unwrap();
+    assert!(l.refuse.unwrap().contains("ProxyProtocol"));
+
+    let per_route = |any: &str| {
+        with(TABLE, "{match: {path: /y}", &format!("{{typed_per_filter_config: {{f: {any}}}, match: {{path: /y}}"))
+    };
+    let jwt = r#"{"@type": type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig}"#;
+    let t = table(&per_route(jwt), &mut Notes::new()).unwrap();
+    assert!(matches!(&t.virtual_hosts[0].routes[1].action, RouteAction::Refuse(why) if why.contains("jwt_authn")));
+    assert!(matches!(t.virtual_hosts[0].routes[0].action, RouteAction::Route(_)));
+    let mut n = Notes::new();
+    let fault = r#"{"@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault}"#;
+    let t = table(&per_route(fault), &mut n).unwrap();
+    assert!(matches!(t.virtual_hosts[0].routes[1].action, RouteAction::Redirect(_)) && refused(&n).is_empty());
+    let t = table(
+        &with(TABLE, "{name: b,", &format!("{{name: b, typed_per_filter_config: {{f: {jwt}}},")),
+        &mut Notes::new(),
+    )
+    .unwrap();
+    assert!(t.virtual_hosts[1].refuse.is_some() && t.virtual_hosts[0].refuse.is_none());
+
+    for (what, field) in [
+        ("cluster_type: {name: envoy.clusters.aggregate},", "cluster_type"),
+        ("lb_subset_config: {subset_selectors: [{keys: [v]}]},", "lb_subset_config"),
+        ("upstream_config: {},", "upstream_config"),
+    ] {
+        let mut n = Notes::new();
+        let c = cluster(&with(CLUSTER, "type: STATIC,", what), &mut n).unwrap();
+        assert!(c.cluster.refuse.is_some_and(|r| r.contains(field)), "{what}");
+        assert_eq!(refused(&n), [field]);
+    }
+}
+
+#[test]
+fn the_first_transport_socket_that_matches_decides() {
+    const TLS: &str = r#"{name: tls, typed_config: {"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext}}"#;
+    let ends = |matches: &str, endpoint: &str| {
+        let yaml = with(CLUSTER, "type: STATIC,", &format!("type: STATIC, {matches}"));
+        let yaml = with(&yaml, "{endpoint:", &format!("{{{endpoint} endpoint:"));
+        let c = cluster(&yaml, &mut Notes::new()).unwrap();
+        let translate::Source::Inline(set) = c.source else { panic!() };
+        set.localities[0].endpoints[0].refuse.clone()
+    };
+    let istio = format!(
+        "transport_socket_matches: [{{name: t, match: {{tlsMode: istio}}, transport_socket: {TLS}}},
+         {{name: r, match: {{}}, transport_socket: {{name: envoy.transport_sockets.raw_buffer}}}}],"
+    );
+    let mode = |m: &str| format!("metadata: {{filter_metadata: {{envoy.transport_socket_match: {{tlsMode: {m}}}}}}},");
+    assert!(ends(&istio, &mode("istio")).unwrap().contains("transport_socket_matches \"t\""));
+    assert_eq!(ends(&istio, &mode("disabled")), None);
+    assert_eq!(ends(&istio, ""), None);
+    assert!(ends(&format!("transport_socket: {TLS},"), "").is_some(), "the cluster's own socket");
+    assert!(ends(&format!("transport_socket: {TLS}, {}", with(&istio, "match: {}", "match: {a: b}")), "").is_some());
+}
