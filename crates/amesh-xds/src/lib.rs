@@ -2,13 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-mod readiness;
 pub mod ads;
 pub mod descriptor;
 pub mod dns;
 pub mod engine;
 pub mod node;
 pub mod persist;
+mod readiness;
 pub mod source;
 pub mod store;
 pub mod translate;

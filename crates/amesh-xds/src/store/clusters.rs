@@ -182,6 +182,11 @@ impl Store {
 
     /// Publishes a cluster that waits, if it is warm, or at any rate when `force` says so.
     pub(super) fn promote_cluster(&mut self, name: &str, force: bool) {
+        self.promote_with(name, None, force);
+    }
+
+    /// The same with endpoints, and their version, that just came.
+    fn promote_with(&mut self, name: &str, came: Option<(EndpointSet, String)>, force: bool) {
         let Some(record) = self.clusters.get_mut(name) else { return };
         let Some(next) = record.next.as_mut() else { return };
         let inline = next.inline.take();
@@ -189,7 +194,7 @@ impl Store {
         let set = match &facts.feed {
             Feed::None => None,
             Feed::Inline => inline.map(|s| (s, version.clone())),
-            Feed::Eds(_) | Feed::Dns(_) => match (self.endpoints(name, &facts, &version), force) {
+            Feed::Eds(_) | Feed::Dns(_) => match (came.or_else(|| self.endpoints(name, &facts, &version)), force) {
                 (Some(set), _) => Some(set),
                 (None, false) => return,
                 (None, true) => Some((nothing(name), version.clone())),
@@ -238,24 +243,29 @@ impl Store {
     pub(super) fn put_assignment(&mut self, a: Arrival<'_>) -> Result<(), Invalid> {
         let message: eds::ClusterLoadAssignment = decode(&a)?;
         same_name(&message.cluster_name, &a, "cluster_name")?;
+        let uses = |f: &Facts| matches!(&f.feed, Feed::Eds(s) if s == a.name);
         let mut notes = Notes::new();
-        // What is wrong with it does not depend on the cluster.
-        translate::endpoint_set(a.name, &Sockets::default(), &message, &mut notes)?;
+        let mut sets = Vec::new();
+        for name in self.service_users.get(a.name).into_iter().flatten() {
+            let Some(record) = self.clusters.get(name) else { continue };
+            let next = record.next.as_ref().map(|n| &n.facts).filter(|f| uses(f));
+            let Some(facts) = next.or(record.live.as_ref().filter(|f| uses(f))) else { continue };
+            // What is wrong with it, and what is to be said of it, does not depend on the cluster.
+            notes = Notes::new();
+            let set = translate::endpoint_set(name, &facts.sockets, &message, &mut notes)?;
+            sets.push((name.clone(), next.is_some(), set));
+        }
+        if sets.is_empty() {
+            translate::endpoint_set(a.name, &Sockets::default(), &message, &mut notes)?;
+        }
         let (service, version) = (a.name.to_owned(), a.version.clone());
         let former = self.assignments.remove(&service).map(|r| r.good);
         let good = self.keep(Type::ClusterLoadAssignment, a, notes, former);
-        self.assignments.insert(service.clone(), AssignmentRecord { good });
-        let users = self.service_users.get(&service).cloned().unwrap_or_default();
-        for name in users {
-            let uses = |f: &Facts| matches!(&f.feed, Feed::Eds(s) if *s == service);
-            let Some(record) = self.clusters.get(&name) else { continue };
-            if record.next.as_ref().is_some_and(|n| uses(&n.facts)) {
-                self.promote_cluster(&name, false);
-            } else if let Some(live) = record.live.as_ref().filter(|l| uses(l)) {
-                let joined = translate::endpoint_set(&name, &live.sockets, &message, &mut Notes::new());
-                if let Ok(set) = joined {
-                    self.publish(&name, &version, Value::EndpointSet(set));
-                }
+        self.assignments.insert(service, AssignmentRecord { good });
+        for (name, waits, set) in sets {
+            match waits {
+                true => self.promote_with(&name, Some((set, version.clone())), false),
+                false => self.publish(&name, &version, Value::EndpointSet(set)),
             }
         }
         Ok(())
