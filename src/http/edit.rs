@@ -1,0 +1,355 @@
+//! Header edits of routes on nginx's lists of headers.
+
+use super::capture::Captured;
+use super::decide::Ctx;
+use super::head::{self, headers};
+use super::reply;
+use crate::nginx::{self, pool_str, EMPTY};
+use amesh_dataplane::header::{Command, FormatContext, HeaderMap, Levels};
+use amesh_model::header::{ArchivedHeaderEdits, HeaderEdits, HeaderValueOption};
+use ngx::ffi::{self, ngx_http_request_t, ngx_pool_t, ngx_str_t, ngx_table_elt_t};
+use std::borrow::Cow;
+
+/// The response edits of a route, copied out of the zone into the request's pool: `Vec<HeaderEdits>` as rkyv wrote it,
+/// in the order in which the levels are applied. Null: none.
+#[derive(Clone, Copy)]
+pub struct ResponseEdits {
+    data: *const u8,
+    len: usize,
+}
+
+impl ResponseEdits {
+    /// No edits.
+    pub const NONE: ResponseEdits = ResponseEdits { data: std::ptr::null(), len: 0 };
+
+    /// Keeps what `levels` say of responses. `None` when memory is out.
+    pub fn keep(pool: *mut ngx_pool_t, levels: &Levels<'_>) -> Option<ResponseEdits> {
+        let mut order = [levels.route, levels.virtual_host, levels.table];
+        if levels.most_specific_wins {
+            order.reverse();
+        }
+        let order: Vec<&ArchivedHeaderEdits> = std::iter::once(levels.weighted_cluster)
+            .chain(order)
+            .flatten()
+            .filter(|l| !l.response_add.is_empty() || !l.response_remove.is_empty())
+            .collect();
+        if order.is_empty() {
+            return Some(Self::NONE);
+        }
+        let owned: Vec<HeaderEdits> = order
+            .into_iter()
+            .map(|l| HeaderEdits {
+                response_add: l.response_add.iter().filter_map(owned_option).collect(),
+                response_remove: l.response_remove.iter().map(|n| n.as_str().to_owned()).collect(),
+                ..HeaderEdits::default()
+            })
+            .collect();
+        let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&owned).ok()?;
+        // SAFETY: the pool is the request's; what is copied needs no more than 16 bytes of alignment.
+        unsafe {
+            let place = ffi::ngx_pmemalign(pool, bytes.len(), 16).cast::<u8>();
+            if place.is_null() {
+                return None;
+            }
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
+            Some(ResponseEdits { data: place, len: bytes.len() })
+        }
+    }
+
+    /// Applies them. `None` when memory is out.
+    ///
+    /// # Safety
+    /// The request of `facts` must be live and its header not sent.
+    pub unsafe fn apply(self, facts: &Facts<'_>) -> Option<()> {
+        if self.data.is_null() {
+            return Some(());
+        }
+        // SAFETY: written by keep() into the pool of this very request.
+        let levels = unsafe {
+            rkyv::access_unchecked::<rkyv::vec::ArchivedVec<ArchivedHeaderEdits>>(std::slice::from_raw_parts(
+                self.data, self.len,
+            ))
+        };
+        let mut map = ResponseHeaders { request: facts.request, failed: false };
+        for level in levels.iter() {
+            Levels { route: Some(level), ..Levels::default() }.edit_response(&mut map, facts);
+        }
+        (!map.failed).then_some(())
+    }
+}
+
+fn owned_option(option: &amesh_model::header::ArchivedHeaderValueOption) -> Option<HeaderValueOption> {
+    rkyv::deserialize::<HeaderValueOption, rkyv::rancor::Error>(option).ok()
+}
+
+/// What substitution commands are answered from.
+pub struct Facts<'a> {
+    /// The request.
+    pub request: *mut ngx_http_request_t,
+    /// What is known of it.
+    pub ctx: &'a Ctx,
+    /// Its connection.
+    pub captured: Option<&'a Captured>,
+}
+
+impl FormatContext for Facts<'_> {
+    fn request_header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        // SAFETY: the request is live as long as these facts are used.
+        unsafe {
+            match name {
+                ":path" if self.ctx.original_path.len > 0 => Some(Cow::Borrowed(nginx::bytes(self.ctx.original_path))),
+                ":path" => Some(Cow::Borrowed(nginx::bytes((*self.request).unparsed_uri))),
+                ":method" => Some(Cow::Borrowed(nginx::bytes((*self.request).method_name))),
+                ":authority" | "host" => Some(Cow::Borrowed(head::host(self.request).as_bytes())),
+                ":scheme" => Some(Cow::Borrowed(match self.captured {
+                    Some(c) if c.tls => b"https".as_slice(),
+                    _ => b"http",
+                })),
+                name => request_header(self.request, name.as_bytes()).map(Cow::Borrowed),
+            }
+        }
+    }
+
+    fn write(&self, command: Command, out: &mut Vec<u8>) {
+        // SAFETY: as above; the texts of the context live in the request's pool.
+        unsafe {
+            let text = match (command, self.captured) {
+                (Command::DownstreamRemoteAddress, Some(c)) => c.source.to_string(),
+                (Command::DownstreamRemoteAddressWithoutPort, Some(c)) => c.source.ip().to_string(),
+                (Command::DownstreamLocalAddress, Some(c)) => c.destination.to_string(),
+                (Command::DownstreamLocalAddressWithoutPort, Some(c)) => c.destination.ip().to_string(),
+                (Command::DownstreamLocalPort, Some(c)) => c.destination.port().to_string(),
+                (Command::RequestedServerName, Some(c)) => nginx::text(c.server_name).to_owned(),
+                (Command::Protocol, _) => nginx::text((*self.request).http_protocol).to_owned(),
+                (Command::UpstreamHost, _) => nginx::text(self.ctx.endpoint).to_owned(),
+                (Command::UpstreamCluster, _) => nginx::text(self.ctx.cluster).to_owned(),
+                (Command::RouteName, _) => nginx::text(self.ctx.route).to_owned(),
+                (Command::ResponseCode, _) => (*self.request).headers_out.status.to_string(),
+                (Command::StartTime, _) => start_time(self.request),
+                (_, None) => return,
+            };
+            out.extend_from_slice(text.as_bytes());
+        }
+    }
+}
+
+/// `%START_TIME%`: ISO 8601 with milliseconds, UTC.
+fn start_time(r: *mut ngx_http_request_t) -> String {
+    // SAFETY: the request is live; gmtime_r only writes to tm.
+    unsafe {
+        let seconds = (*r).start_sec as libc::time_t;
+        let mut tm: libc::tm = std::mem::zeroed();
+        libc::gmtime_r(&seconds, &mut tm);
+        format!(
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+            tm.tm_year + 1900,
+            tm.tm_mon + 1,
+            tm.tm_mday,
+            tm.tm_hour,
+            tm.tm_min,
+            tm.tm_sec,
+            (*r).start_msec
+        )
+    }
+}
+
+/// The headers of a request that has not gone upstream yet.
+pub struct RequestHeaders {
+    /// The request.
+    pub request: *mut ngx_http_request_t,
+    /// The host that goes upstream, where an edit names one.
+    pub host: Option<ngx_str_t>,
+    /// Memory ran out.
+    pub failed: bool,
+}
+
+impl HeaderMap for RequestHeaders {
+    fn get(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        // SAFETY: the request is live as long as this is used.
+        unsafe { request_header(self.request, name.as_bytes()).map(Cow::Borrowed) }
+    }
+
+    fn set(&mut self, name: &str, value: &[u8]) {
+        if !matches!(name, "host" | ":authority") {
+            self.remove(name);
+        }
+        self.append(name, value);
+    }
+
+    fn append(&mut self, name: &str, value: &[u8]) {
+        // SAFETY: as above.
+        let pool = unsafe { (*self.request).pool };
+        let added = pool_str(pool, value).and_then(|value| {
+            if matches!(name, "host" | ":authority") {
+                self.host = Some(value);
+                return Some(());
+            }
+            // SAFETY: as above; both texts are in the request's pool.
+            unsafe { add_request_header(self.request, pool_str(pool, name.as_bytes())?, value) }
+        });
+        self.failed |= added.is_none();
+    }
+
+    fn remove(&mut self, name: &str) {
+        // SAFETY: as above.
+        self.failed |= unsafe { remove_request_header(self.request, name.as_bytes()) }.is_none();
+    }
+}
+
+/// The headers of a response that is not sent yet.
+struct ResponseHeaders {
+    request: *mut ngx_http_request_t,
+    failed: bool,
+}
+
+impl HeaderMap for ResponseHeaders {
+    fn get(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        // SAFETY: the request is live as long as this is used.
+        unsafe {
+            let out = &raw mut (*self.request).headers_out;
+            if name == "content-type" && (*out).content_type.len > 0 {
+                return Some(Cow::Borrowed(nginx::bytes((*out).content_type)));
+            }
+            if name == ":status" {
+                return Some(Cow::Owned((*out).status.to_string().into_bytes()));
+            }
+            headers(&raw mut (*out).headers)
+                .find(|h| h.hash != 0 && nginx::bytes(h.key).eq_ignore_ascii_case(name.as_bytes()))
+                .map(|h| Cow::Borrowed(nginx::bytes(h.value)))
+        }
+    }
+
+    fn set(&mut self, name: &str, value: &[u8]) {
+        self.remove(name);
+        self.append(name, value);
+    }
+
+    fn append(&mut self, name: &str, value: &[u8]) {
+        // SAFETY: as above; texts are put into the request's pool.
+        let added = unsafe {
+            let pool = (*self.request).pool;
+            pool_str(pool, value).and_then(|value| {
+                let out = &raw mut (*self.request).headers_out;
+                if name == "content-type" {
+                    (*out).content_type = value;
+                    (*out).content_type_len = value.len;
+                    (*out).content_type_lowcase = std::ptr::null_mut();
+                    (*out).charset = EMPTY;
+                    return Some(());
+                }
+                let pushed = reply::push_header(self.request, pool_str(pool, name.as_bytes())?, value)?;
+                // nginx writes these itself where it does not know that they are there.
+                match name {
+                    "server" => (*out).server = pushed,
+                    "date" => (*out).date = pushed,
+                    "last-modified" => (*out).last_modified = pushed,
+                    _ => {}
+                }
+                Some(())
+            })
+        };
+        self.failed |= added.is_none();
+    }
+
+    fn remove(&mut self, name: &str) {
+        // SAFETY: as above.
+        unsafe {
+            let out = &raw mut (*self.request).headers_out;
+            if name == "content-type" {
+                (*out).content_type = EMPTY;
+                (*out).content_type_len = 0;
+            }
+            for h in headers(&raw mut (*out).headers) {
+                if nginx::bytes(h.key).eq_ignore_ascii_case(name.as_bytes()) {
+                    h.hash = 0;
+                }
+            }
+        }
+    }
+}
+
+/// The first value of a request header, by its lower case name.
+///
+/// # Safety
+/// `r` must be live.
+pub unsafe fn request_header<'a>(r: *mut ngx_http_request_t, name: &[u8]) -> Option<&'a [u8]> {
+    // SAFETY: promised by the caller.
+    unsafe {
+        headers(&raw mut (*r).headers_in.headers)
+            .find(|h| h.key.len == name.len() && nginx::bytes(h.key).eq_ignore_ascii_case(name))
+            .map(|h| nginx::bytes(h.value))
+    }
+}
+
+/// Adds a request header. `None` when memory is out.
+///
+/// # Safety
+/// `r` must be live; `key` lower case; both must live as long as the request.
+pub unsafe fn add_request_header(r: *mut ngx_http_request_t, key: ngx_str_t, value: ngx_str_t) -> Option<()> {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let h = ffi::ngx_list_push(&mut (*r).headers_in.headers).cast::<ngx_table_elt_t>();
+        if h.is_null() {
+            return None;
+        }
+        std::ptr::write_bytes(h, 0, 1);
+        (*h).hash = ffi::ngx_hash_key(key.data, key.len);
+        (*h).key = key;
+        (*h).value = value;
+        (*h).lowcase_key = key.data;
+        Some(())
+    }
+}
+
+/// Takes a request header away. nginx's proxy does not look at `hash`, so the list is made anew without it.
+/// `None` when memory is out.
+///
+/// # Safety
+/// `r` must be live.
+pub unsafe fn remove_request_header(r: *mut ngx_http_request_t, name: &[u8]) -> Option<()> {
+    // SAFETY: promised by the caller. The elements are copied, so pointers of headers_in to them stay good: the old
+    // list lives on in the pool.
+    unsafe {
+        let list = &raw mut (*r).headers_in.headers;
+        let is_it = |h: &ngx_table_elt_t| nginx::bytes(h.key).eq_ignore_ascii_case(name);
+        if !headers(list).any(|h| is_it(h)) {
+            return Some(());
+        }
+        let kept: Vec<ngx_table_elt_t> = headers(list).filter(|h| !is_it(h)).map(|h| *h).collect();
+        let mut new: ffi::ngx_list_t = std::mem::zeroed();
+        if !list_init(&mut new, (*r).pool, kept.len() + 8) {
+            return None;
+        }
+        for h in kept {
+            let place = ffi::ngx_list_push(&mut new).cast::<ngx_table_elt_t>();
+            if place.is_null() {
+                return None;
+            }
+            *place = h;
+        }
+        // The last part may be the one within the list itself.
+        *list = new;
+        if (*list).last == &raw mut new.part {
+            (*list).last = &raw mut (*list).part;
+        }
+        Some(())
+    }
+}
+
+/// `ngx_list_init`, a macro-like inline of nginx.
+unsafe fn list_init(list: &mut ffi::ngx_list_t, pool: *mut ngx_pool_t, n: usize) -> bool {
+    // SAFETY: the pool is the request's.
+    unsafe {
+        list.part.elts = ffi::ngx_palloc(pool, n * size_of::<ngx_table_elt_t>());
+        if list.part.elts.is_null() {
+            return false;
+        }
+        list.part.nelts = 0;
+        list.part.next = std::ptr::null_mut();
+        list.last = &mut list.part;
+        list.size = size_of::<ngx_table_elt_t>();
+        list.nalloc = n;
+        list.pool = pool;
+        true
+    }
+}

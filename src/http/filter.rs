@@ -1,0 +1,242 @@
+//! The response filters: what the connection manager and the route say of a response, and Envoy's words where nginx
+//! would send its own error page.
+
+use super::capture;
+use super::decide::{self, Ctx};
+use super::edit::{Facts, ResponseEdits};
+use super::head::headers;
+use super::reply::{self, Flags};
+use crate::guard::guard;
+use crate::nginx::{self, pool_str, str_of, EMPTY, ERROR, OK};
+use amesh_model::listener::{ArchivedHttpConnectionManager, ArchivedServerHeader};
+use ngx::ffi::{self, ngx_chain_t, ngx_http_request_t, ngx_int_t, ngx_pool_t, ngx_str_t, ngx_table_elt_t};
+use std::sync::OnceLock;
+
+/// Envoy's body where no connection could be made.
+const CONNECT_ERROR: &str =
+    "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, transport failure reason: delayed connect error: Connection refused";
+/// Envoy's body where a connection ended before the response.
+const RESET_ERROR: &str =
+    "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
+/// Envoy's body where no connection came about in time.
+const CONNECT_TIMEOUT: &str =
+    "upstream connect error or disconnect/reset before headers. reset reason: connection timeout";
+/// Envoy's body where the upstream took too long.
+const TIMEOUT_ERROR: &str = "upstream request timeout";
+
+/// What happens to the `server` header.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Server {
+    Untouched,
+    Overwrite,
+    IfAbsent,
+}
+
+/// What is done to a response; all of it lives in the request's pool.
+#[derive(Clone, Copy)]
+pub struct Response {
+    server: Server,
+    server_name: ngx_str_t,
+    /// Edits of the route.
+    pub edits: ResponseEdits,
+    /// `x-request-id` of the response; empty: none.
+    pub request_id: ngx_str_t,
+    /// `x-envoy-upstream-service-time` is added.
+    pub service_time: bool,
+    /// `x-envoy-attempt-count` is added.
+    pub attempt_count: bool,
+    /// Goes in place of the body that nginx made.
+    body: ngx_str_t,
+    body_sent: bool,
+}
+
+impl Response {
+    /// Nothing is done.
+    pub const fn new() -> Response {
+        Response {
+            server: Server::Untouched,
+            server_name: EMPTY,
+            edits: ResponseEdits::NONE,
+            request_id: EMPTY,
+            service_time: false,
+            attempt_count: false,
+            body: EMPTY,
+            body_sent: false,
+        }
+    }
+
+    /// What the connection manager says. `None` when memory is out.
+    pub fn manage(&mut self, hcm: &ArchivedHttpConnectionManager, pool: *mut ngx_pool_t) -> Option<()> {
+        self.server = match hcm.server_header_transformation {
+            ArchivedServerHeader::Overwrite => Server::Overwrite,
+            ArchivedServerHeader::AppendIfAbsent => Server::IfAbsent,
+            ArchivedServerHeader::PassThrough => Server::Untouched,
+        };
+        self.server_name = pool_str(pool, hcm.server_name.as_bytes())?;
+        self.service_time = !hcm.suppress_envoy_headers;
+        Some(())
+    }
+}
+
+type HeaderFilter = unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t;
+type BodyFilter = unsafe extern "C" fn(*mut ngx_http_request_t, *mut ngx_chain_t) -> ngx_int_t;
+
+static NEXT_HEADER: OnceLock<Option<HeaderFilter>> = OnceLock::new();
+static NEXT_BODY: OnceLock<Option<BodyFilter>> = OnceLock::new();
+
+/// Puts the filters on top of nginx's (`postconfiguration`).
+///
+/// # Safety
+/// To be called while nginx configures its http modules.
+pub unsafe fn install() {
+    // SAFETY: nginx's chains are plain variables, changed by modules while they are configured. The chain below this
+    // module is the same for every configuration of a process: modules are added in one order.
+    unsafe {
+        NEXT_HEADER.get_or_init(|| ffi::ngx_http_top_header_filter);
+        ffi::ngx_http_top_header_filter = Some(header_filter);
+        NEXT_BODY.get_or_init(|| ffi::ngx_http_top_body_filter);
+        ffi::ngx_http_top_body_filter = Some(body_filter);
+    }
+}
+
+unsafe fn next_header(r: *mut ngx_http_request_t) -> ngx_int_t {
+    match NEXT_HEADER.get() {
+        // SAFETY: nginx's own filter, for a live request.
+        Some(Some(next)) => unsafe { next(r) },
+        _ => ERROR,
+    }
+}
+
+extern "C" fn header_filter(r: *mut ngx_http_request_t) -> ngx_int_t {
+    guard("the header filter", ERROR, || {
+        // SAFETY: nginx hands in a live request whose header is about to be sent.
+        unsafe {
+            if r == (*r).main {
+                if let Some(ctx) = decide::ctx(r) {
+                    if ctx.managed && headers_of(r, ctx).is_none() {
+                        return ERROR;
+                    }
+                }
+            }
+            next_header(r)
+        }
+    })
+}
+
+/// Edits the response's headers. `None` when memory is out.
+unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
+    // SAFETY: the request is live and its header not sent.
+    unsafe {
+        let u = (*r).upstream;
+        let answered = !u.is_null() && (*u).headers_in.status_n != 0;
+        if !u.is_null() && !answered && ctx.reply.status == 0 {
+            local_error(r, ctx);
+        }
+        if answered && ctx.response.service_time && !(*u).state.is_null() {
+            let ms = (*(*u).state).header_time;
+            let ms = if ms == ffi::ngx_msec_t::MAX { 0 } else { ms };
+            let text = pool_str((*r).pool, ms.to_string().as_bytes())?;
+            reply::push_header(r, str_of("x-envoy-upstream-service-time"), text)?;
+        }
+        if ctx.response.attempt_count && ctx.attempts > 0 {
+            let text = pool_str((*r).pool, ctx.attempts.to_string().as_bytes())?;
+            reply::push_header(r, str_of("x-envoy-attempt-count"), text)?;
+        }
+        if ctx.response.request_id.len > 0 {
+            reply::push_header(r, str_of("x-request-id"), ctx.response.request_id)?;
+        }
+        server_header(r, &ctx.response)?;
+        let captured = capture::find((*r).connection).map(|c| &*c);
+        ctx.response.edits.apply(&Facts { request: r, ctx, captured })
+    }
+}
+
+/// nginx answers by itself where an upstream failed: Envoy's status and words instead.
+unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) {
+    // SAFETY: as above.
+    unsafe {
+        let (status, text) = match (*r).headers_out.status as u32 {
+            ffi::NGX_HTTP_BAD_GATEWAY if ctx.flags.has(Flags::UPSTREAM_TERMINATION) => (503, RESET_ERROR),
+            ffi::NGX_HTTP_BAD_GATEWAY if ctx.flags.has(Flags::UPSTREAM_FAILURE) => (503, CONNECT_ERROR),
+            ffi::NGX_HTTP_BAD_GATEWAY if ctx.flags.has(Flags::NO_CLUSTER) => (503, ""),
+            ffi::NGX_HTTP_BAD_GATEWAY => (503, "no healthy upstream"),
+            ffi::NGX_HTTP_GATEWAY_TIME_OUT if ctx.flags.has(Flags::UPSTREAM_FAILURE) => (503, CONNECT_TIMEOUT),
+            ffi::NGX_HTTP_GATEWAY_TIME_OUT => {
+                ctx.flags = ctx.flags.with(Flags::UPSTREAM_TIMEOUT);
+                (504, TIMEOUT_ERROR)
+            }
+            _ => return,
+        };
+        let out = &mut (*r).headers_out;
+        out.status = status;
+        out.status_line = EMPTY;
+        out.content_length_n = text.len() as ffi::off_t;
+        if !out.content_length.is_null() {
+            (*out.content_length).hash = 0;
+            out.content_length = std::ptr::null_mut();
+        }
+        out.content_type = str_of("text/plain");
+        out.content_type_len = out.content_type.len;
+        out.content_type_lowcase = std::ptr::null_mut();
+        out.charset = EMPTY;
+        ctx.response.body = str_of(text);
+        ctx.replaced = true;
+    }
+}
+
+unsafe fn server_header(r: *mut ngx_http_request_t, response: &Response) -> Option<()> {
+    // SAFETY: as above.
+    unsafe {
+        let present: *mut ngx_table_elt_t = (*r).headers_out.server;
+        let present = if present.is_null() {
+            headers(&raw mut (*r).headers_out.headers)
+                .find(|h| h.hash != 0 && nginx::bytes(h.key).eq_ignore_ascii_case(b"server"))
+                .map_or(std::ptr::null_mut(), std::ptr::from_mut)
+        } else {
+            present
+        };
+        match response.server {
+            Server::Untouched => {}
+            Server::IfAbsent if !present.is_null() => {}
+            Server::Overwrite | Server::IfAbsent if present.is_null() => {
+                (*r).headers_out.server = reply::push_header(r, str_of("server"), response.server_name)?;
+                return Some(());
+            }
+            _ => {
+                (*present).hash = 1;
+                (*present).value = response.server_name;
+            }
+        }
+        // nginx puts its own where this is null.
+        (*r).headers_out.server = present;
+        Some(())
+    }
+}
+
+extern "C" fn body_filter(r: *mut ngx_http_request_t, chain: *mut ngx_chain_t) -> ngx_int_t {
+    guard("the body filter", ERROR, || {
+        let Some(Some(next)) = NEXT_BODY.get() else { return ERROR };
+        // SAFETY: nginx hands in a live request and its chain; the next filter is nginx's own.
+        unsafe {
+            if r != (*r).main || chain.is_null() {
+                return next(r, chain);
+            }
+            let Some(ctx) = decide::ctx(r).filter(|ctx| ctx.replaced) else { return next(r, chain) };
+            // nginx's own page is dropped, and said to be sent.
+            let mut link = chain;
+            while !link.is_null() {
+                (*(*link).buf).pos = (*(*link).buf).last;
+                link = (*link).next;
+            }
+            if std::mem::replace(&mut ctx.response.body_sent, true) {
+                return OK;
+            }
+            let mut ours: ffi::ngx_chain_t = std::mem::zeroed();
+            ours.buf = reply::memory_buf(r, ctx.response.body);
+            if ours.buf.is_null() {
+                return ERROR;
+            }
+            next(r, &mut ours)
+        }
+    })
+}

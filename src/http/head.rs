@@ -1,0 +1,99 @@
+//! A request's head as the router sees it.
+
+use crate::nginx;
+use amesh_dataplane::route::RequestHead;
+use ngx::ffi::{self, ngx_http_request_t, ngx_list_part_t, ngx_table_elt_t};
+
+/// A view of a live request.
+pub struct Head<'a> {
+    request: *mut ngx_http_request_t,
+    path: &'a str,
+    host: &'a str,
+    scheme: &'static str,
+    random: u64,
+}
+
+impl<'a> Head<'a> {
+    /// The head of `r` with its normalised path and host.
+    ///
+    /// # Safety
+    /// `r` must stay live as long as the view.
+    pub unsafe fn new(r: *mut ngx_http_request_t, path: &'a str, host: &'a str, tls: bool, random: u64) -> Head<'a> {
+        Head { request: r, path, host, scheme: if tls { "https" } else { "http" }, random }
+    }
+}
+
+impl RequestHead for Head<'_> {
+    fn method(&self) -> &str {
+        // SAFETY: the request is live, see new.
+        unsafe { nginx::text((*self.request).method_name) }
+    }
+
+    fn path(&self) -> &str {
+        self.path
+    }
+
+    fn host(&self) -> &str {
+        self.host
+    }
+
+    fn scheme(&self) -> &str {
+        self.scheme
+    }
+
+    fn header_values<'b>(&'b self, name: &'b str) -> impl Iterator<Item = &'b [u8]> + 'b {
+        // SAFETY: as above; lowcase_key has the length of the key.
+        unsafe {
+            headers(&raw mut (*self.request).headers_in.headers)
+                .filter(move |h| {
+                    h.key.len == name.len() && std::slice::from_raw_parts(h.lowcase_key, h.key.len) == name.as_bytes()
+                })
+                .map(|h| nginx::bytes(h.value))
+        }
+    }
+
+    fn random(&self) -> u64 {
+        self.random
+    }
+}
+
+/// The elements of an nginx list of headers.
+///
+/// # Safety
+/// `list` must be a list of `ngx_table_elt_t` that is not changed while the iterator lives.
+pub unsafe fn headers<'a>(list: *mut ffi::ngx_list_t) -> impl Iterator<Item = &'a mut ngx_table_elt_t> {
+    // SAFETY: promised by the caller.
+    let mut part: *mut ngx_list_part_t = unsafe { &raw mut (*list).part };
+    let mut i = 0;
+    std::iter::from_fn(move || {
+        // SAFETY: parts are linked and hold nelts elements each.
+        unsafe {
+            while i >= (*part).nelts {
+                part = (*part).next;
+                i = 0;
+                if part.is_null() {
+                    return None;
+                }
+            }
+            let h = (*part).elts.cast::<ngx_table_elt_t>().add(i);
+            i += 1;
+            Some(&mut *h)
+        }
+    })
+}
+
+/// The host as the client sent it, port and all; empty when there is none.
+///
+/// # Safety
+/// `r` must be a live request.
+pub unsafe fn host<'a>(r: *mut ngx_http_request_t) -> &'a str {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let h = (*r).headers_in.host;
+        if h.is_null() {
+            nginx::text((*r).headers_in.server)
+        } else {
+            nginx::text((*h).value)
+        }
+    }
+}

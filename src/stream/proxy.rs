@@ -1,0 +1,418 @@
+//! The TCP proxy: bytes between a captured connection and an endpoint, each direction for itself, half-close kept.
+
+use crate::guard::guard;
+use crate::http::capture::Captured;
+use crate::http::reply::Flags;
+use crate::lb::{self, Picked, Upstream};
+use crate::nginx::{self, pool_str, AGAIN, EMPTY, ERROR, OK};
+use crate::zone;
+use amesh_dataplane::lb::weighted_pick;
+use amesh_model::listener::ArchivedTcpProxy;
+use amesh_model::Kind;
+use ngx::ffi::{
+    self, ngx_connection_t, ngx_event_t, ngx_int_t, ngx_msec_t, ngx_peer_connection_t, ngx_str_t, ngx_stream_session_t,
+    ngx_uint_t,
+};
+use std::ffi::c_void;
+
+/// Bytes that one direction holds.
+const BUFFER: usize = 16 * 1024;
+/// Endpoints that one connection remembers to have tried.
+const MAX_TRIED: usize = 8;
+
+/// Where a connection goes.
+#[derive(Clone, Copy)]
+pub struct Destination {
+    /// The cluster's name, in the connection's pool.
+    pub cluster: ngx_str_t,
+    /// Hash of its slot's key.
+    pub hash: u64,
+    /// Idle time-out, ms; 0: none.
+    pub idle_timeout: u64,
+    /// Longest life, ms; 0: any.
+    pub max_duration: u64,
+    /// Endpoints tried.
+    pub attempts: u32,
+}
+
+/// One direction.
+struct Pipe {
+    buffer: *mut u8,
+    pos: usize,
+    last: usize,
+    /// The source has said all.
+    eof: bool,
+    /// The other side knows.
+    shut: bool,
+}
+
+/// What is known of a session, in its connection's pool.
+pub struct Ctx {
+    session: *mut ngx_stream_session_t,
+    /// The connection; null before the front door saw it.
+    pub captured: *mut Captured,
+    /// The listener's name.
+    pub listener: ngx_str_t,
+    /// Envoy's flags.
+    pub flags: Flags,
+    /// Where it goes; `None`: not to be proxied.
+    pub destination: Option<Destination>,
+    /// `ip:port` of the endpoint.
+    pub endpoint: ngx_str_t,
+    picked: Option<Picked>,
+    peer: ngx_peer_connection_t,
+    local: ffi::ngx_addr_t,
+    local_sockaddr: libc::sockaddr_storage,
+    tried: [u32; MAX_TRIED],
+    tries: u32,
+    connected: bool,
+    life: ngx_event_t,
+    /// Client to upstream.
+    up: Pipe,
+    /// Upstream to client.
+    down: Pipe,
+}
+
+/// The context of a session, `None` when it has none.
+///
+/// # Safety
+/// `s` must be a live session.
+pub unsafe fn ctx<'a>(s: *mut ngx_stream_session_t) -> Option<&'a mut Ctx> {
+    // SAFETY: only ctx_or_new puts something there.
+    unsafe { nginx::slot_of::<Ctx>((*s).ctx, &raw const super::ngx_stream_amesh_module).as_mut() }
+}
+
+/// The context of a session, a new one when it has none; `None` when memory is out.
+///
+/// # Safety
+/// `s` must be a live session.
+pub unsafe fn ctx_or_new(s: *mut ngx_stream_session_t) -> Option<*mut Ctx> {
+    const { assert!(!std::mem::needs_drop::<Ctx>()) };
+    // SAFETY: promised by the caller; the entry of this module in the array of contexts is ours; all zeroes is a
+    // value of nginx's own structures.
+    unsafe {
+        if let Some(ctx) = ctx(s) {
+            return Some(ctx);
+        }
+        let place = ffi::ngx_palloc((*(*s).connection).pool, size_of::<Ctx>()).cast::<Ctx>();
+        if place.is_null() {
+            return None;
+        }
+        let pipe = || Pipe { buffer: std::ptr::null_mut(), pos: 0, last: 0, eof: false, shut: false };
+        place.write(Ctx {
+            session: s,
+            captured: std::ptr::null_mut(),
+            listener: EMPTY,
+            flags: Flags::default(),
+            destination: None,
+            endpoint: EMPTY,
+            picked: None,
+            peer: std::mem::zeroed(),
+            local: std::mem::zeroed(),
+            local_sockaddr: std::mem::zeroed(),
+            tried: [u32::MAX; MAX_TRIED],
+            tries: 0,
+            connected: false,
+            life: std::mem::zeroed(),
+            up: pipe(),
+            down: pipe(),
+        });
+        *(*s).ctx.add((&raw const super::ngx_stream_amesh_module).read().ctx_index) = place.cast();
+        Some(place)
+    }
+}
+
+/// Where a TCP proxy of the mesh sends a connection; one of several clusters is picked by weight.
+///
+/// # Safety
+/// `c` must be an open connection with a pool.
+pub unsafe fn destination(tcp: &ArchivedTcpProxy, c: *mut ngx_connection_t) -> Option<Destination> {
+    let arms = tcp.clusters.iter().map(|arm| arm.1.to_native());
+    let name = tcp.clusters.get(weighted_pick(arms, fastrand::u64(..)).unwrap_or(0))?;
+    // SAFETY: promised by the caller.
+    let cluster = pool_str(unsafe { (*c).pool }, name.0.as_bytes())?;
+    Some(Destination {
+        cluster,
+        hash: zone::hash(Kind::Cluster, name.0.as_bytes()),
+        idle_timeout: tcp.idle_timeout.to_native(),
+        max_duration: tcp.max_downstream_connection_duration.to_native(),
+        attempts: tcp.max_connect_attempts.to_native().max(1),
+    })
+}
+
+/// The content handler of a stream server with `amesh`.
+pub extern "C" fn handler(s: *mut ngx_stream_session_t) {
+    guard("the TCP proxy", (), || {
+        // SAFETY: nginx hands in a live session.
+        unsafe {
+            let Some(ctx) = ctx(s) else { return super::finalize(s, status(ffi::NGX_STREAM_INTERNAL_SERVER_ERROR)) };
+            let Some(destination) = ctx.destination else { return end(ctx, ffi::NGX_STREAM_OK) };
+            let c = (*s).connection;
+            let pool = (*c).pool;
+            ctx.up.buffer = ffi::ngx_pnalloc(pool, BUFFER).cast();
+            ctx.down.buffer = ffi::ngx_pnalloc(pool, BUFFER).cast();
+            if ctx.up.buffer.is_null() || ctx.down.buffer.is_null() {
+                return end(ctx, ffi::NGX_STREAM_INTERNAL_SERVER_ERROR);
+            }
+            (*(*c).read).handler = Some(on_client);
+            (*(*c).write).handler = Some(on_client);
+            if destination.max_duration > 0 {
+                ctx.life.handler = Some(on_life_end);
+                ctx.life.data = std::ptr::from_mut(ctx).cast();
+                ctx.life.log = (*c).log;
+                ctx.life.set_cancelable(1);
+                ffi::ngx_add_timer(&mut ctx.life, destination.max_duration as ngx_msec_t);
+            }
+            connect(ctx);
+        }
+    });
+}
+
+fn status(code: u32) -> ngx_uint_t {
+    code as ngx_uint_t
+}
+
+extern "C" fn picked_already(_: *mut ngx_peer_connection_t, _: *mut c_void) -> ngx_int_t {
+    OK
+}
+
+/// Connects to an endpoint, to another one when that fails at once.
+unsafe fn connect(ctx: &mut Ctx) {
+    // SAFETY: the session is live as long as its context is used; see end().
+    unsafe {
+        let Some(destination) = ctx.destination else { return end(ctx, ffi::NGX_STREAM_OK) };
+        let c = (*ctx.session).connection;
+        let original_dst = ctx.captured.as_ref().map(|captured| captured.destination);
+        while ctx.tries < destination.attempts {
+            let upstream = Upstream { cluster: nginx::text(destination.cluster), hash: destination.hash, original_dst };
+            let tried = ctx.tried;
+            let picked = match lb::pick(&upstream, &tried[..(ctx.tries as usize).min(MAX_TRIED)]) {
+                Ok(picked) => picked,
+                Err(reason) => {
+                    ctx.flags = ctx.flags.with(reason.flags());
+                    return end(ctx, ffi::NGX_STREAM_BAD_GATEWAY);
+                }
+            };
+            if (ctx.tries as usize) < MAX_TRIED {
+                ctx.tried[ctx.tries as usize] = picked.cell;
+            }
+            ctx.tries += 1;
+            let picked = ctx.picked.insert(picked);
+            let Some(name) = picked.text((*c).pool) else { return end(ctx, ffi::NGX_STREAM_INTERNAL_SERVER_ERROR) };
+            ctx.endpoint = name;
+            lb::begin(picked);
+            ctx.peer = std::mem::zeroed();
+            let peer = &mut ctx.peer;
+            peer.sockaddr = std::ptr::from_mut(&mut picked.sockaddr).cast();
+            peer.socklen = picked.socklen;
+            peer.name = &mut ctx.endpoint;
+            peer.get = Some(picked_already);
+            peer.type_ = libc::SOCK_STREAM;
+            peer.log = (*c).log;
+            peer.set_log_error(ffi::ngx_connection_log_error_e_NGX_ERROR_ERR);
+            peer.local = picked.bind_addr(&mut ctx.local, &mut ctx.local_sockaddr);
+            let timeout = picked.connect_timeout;
+            match ffi::ngx_event_connect_peer(peer) {
+                rc @ (OK | AGAIN) => {
+                    let u = peer.connection;
+                    (*u).data = ctx.session.cast();
+                    (*u).log = (*c).log;
+                    (*(*u).read).log = (*c).log;
+                    (*(*u).write).log = (*c).log;
+                    (*(*u).read).handler = Some(on_connect);
+                    (*(*u).write).handler = Some(on_connect);
+                    if rc == OK {
+                        return connected(ctx);
+                    }
+                    if timeout > 0 {
+                        ffi::ngx_add_timer((*u).write, timeout as ngx_msec_t);
+                    }
+                    return;
+                }
+                ERROR => return end(ctx, ffi::NGX_STREAM_INTERNAL_SERVER_ERROR),
+                _ => failed(ctx),
+            }
+        }
+        ctx.flags = ctx.flags.with(Flags::UPSTREAM_FAILURE);
+        end(ctx, ffi::NGX_STREAM_BAD_GATEWAY);
+    }
+}
+
+/// A try to connect has failed.
+unsafe fn failed(ctx: &mut Ctx) {
+    // SAFETY: see connect.
+    unsafe {
+        if let Some(picked) = ctx.picked.as_mut() {
+            lb::end(picked, true, false);
+        }
+        ctx.picked = None;
+        close_upstream(ctx);
+    }
+}
+
+unsafe fn close_upstream(ctx: &mut Ctx) {
+    let u = ctx.peer.connection;
+    if !u.is_null() {
+        ctx.peer.connection = std::ptr::null_mut();
+        // SAFETY: an open connection of this session; it has no pool of its own.
+        unsafe { ffi::ngx_close_connection(u) };
+    }
+}
+
+extern "C" fn on_connect(ev: *mut ngx_event_t) {
+    // SAFETY: nginx hands in an event of the upstream connection, whose data is a live session.
+    guard("the TCP proxy", (), || unsafe {
+        let u = (*ev).data.cast::<ngx_connection_t>();
+        let Some(ctx) = ctx((*u).data.cast()) else { return };
+        if (*ev).timedout() == 0 && socket_error((*u).fd) == 0 {
+            return connected(ctx);
+        }
+        failed(ctx);
+        connect(ctx);
+    });
+}
+
+/// `SO_ERROR` of a socket.
+fn socket_error(fd: libc::c_int) -> libc::c_int {
+    let mut error: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: error has room for what is asked for.
+    if unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, std::ptr::from_mut(&mut error).cast(), &mut len)
+    } != 0
+    {
+        return ffi::ngx_socket_errno();
+    }
+    error
+}
+
+unsafe fn connected(ctx: &mut Ctx) {
+    // SAFETY: both connections are open.
+    unsafe {
+        let u = ctx.peer.connection;
+        ctx.connected = true;
+        if (*(*u).write).timer_set() != 0 {
+            ffi::ngx_del_timer((*u).write);
+        }
+        (*(*u).read).handler = Some(on_upstream);
+        (*(*u).write).handler = Some(on_upstream);
+        for side in [u, (*ctx.session).connection] {
+            // Latency, as nginx's own proxy: a failure is logged by nginx and costs nothing else.
+            ffi::ngx_tcp_nodelay(side);
+        }
+        process(ctx);
+    }
+}
+
+extern "C" fn on_client(ev: *mut ngx_event_t) {
+    // SAFETY: nginx hands in an event of the client's connection, whose data is a live session.
+    guard("the TCP proxy", (), || unsafe {
+        let c = (*ev).data.cast::<ngx_connection_t>();
+        let Some(ctx) = ctx((*c).data.cast()) else { return };
+        if (*ev).timedout() != 0 {
+            (*ev).set_timedout(0);
+            return end(ctx, ffi::NGX_STREAM_OK);
+        }
+        if ctx.connected {
+            process(ctx);
+        }
+    });
+}
+
+extern "C" fn on_upstream(ev: *mut ngx_event_t) {
+    // SAFETY: as in on_connect.
+    guard("the TCP proxy", (), || unsafe {
+        let u = (*ev).data.cast::<ngx_connection_t>();
+        if let Some(ctx) = ctx((*u).data.cast()) {
+            process(ctx);
+        }
+    });
+}
+
+extern "C" fn on_life_end(ev: *mut ngx_event_t) {
+    // SAFETY: the event's data is the context that it stands in; end() takes the timer away.
+    guard("the TCP proxy", (), || unsafe { end(&mut *(*ev).data.cast::<Ctx>(), ffi::NGX_STREAM_OK) });
+}
+
+/// Moves what can be moved, both ways.
+unsafe fn process(ctx: &mut Ctx) {
+    // SAFETY: both connections are open until end().
+    unsafe {
+        let s = ctx.session;
+        let c = (*s).connection;
+        let u = ctx.peer.connection;
+        let up = pump(&mut ctx.up, c, u);
+        let down = pump(&mut ctx.down, u, c);
+        if let Some(n) = up {
+            (*s).received += n as ffi::off_t;
+        }
+        let (Some(sent), Some(received)) = (up, down) else { return end(ctx, ffi::NGX_STREAM_OK) };
+        if ctx.up.shut && ctx.down.shut {
+            return end(ctx, ffi::NGX_STREAM_OK);
+        }
+        for side in [c, u] {
+            if !nginx::handle_read_event((*side).read) || ffi::ngx_handle_write_event((*side).write, 0) != OK {
+                return end(ctx, ffi::NGX_STREAM_INTERNAL_SERVER_ERROR);
+            }
+        }
+        let idle = ctx.destination.map_or(0, |d| d.idle_timeout);
+        if idle > 0 && (sent + received > 0 || (*(*c).write).timer_set() == 0) {
+            ffi::ngx_add_timer((*c).write, idle as ngx_msec_t);
+        }
+    }
+}
+
+/// Moves bytes one way; how many were read, `None` when a side is broken.
+unsafe fn pump(pipe: &mut Pipe, from: *mut ngx_connection_t, to: *mut ngx_connection_t) -> Option<usize> {
+    let mut total = 0;
+    // SAFETY: both connections are open, the buffer has BUFFER bytes.
+    unsafe {
+        let (recv, send) = ((*from).recv?, (*to).send?);
+        loop {
+            while pipe.pos < pipe.last && (*(*to).write).ready() != 0 {
+                match send(to, pipe.buffer.add(pipe.pos), pipe.last - pipe.pos) {
+                    n if n > 0 => pipe.pos += n as usize,
+                    n if n == AGAIN as isize => break,
+                    _ => return None,
+                }
+            }
+            if pipe.pos == pipe.last {
+                pipe.pos = 0;
+                pipe.last = 0;
+            }
+            if pipe.eof || pipe.last == BUFFER || (*(*from).read).ready() == 0 {
+                break;
+            }
+            match recv(from, pipe.buffer.add(pipe.last), BUFFER - pipe.last) {
+                0 => pipe.eof = true,
+                n if n > 0 => {
+                    pipe.last += n as usize;
+                    total += n as usize;
+                }
+                n if n == AGAIN as isize => break,
+                _ => return None,
+            }
+        }
+        if pipe.eof && pipe.pos == pipe.last && !pipe.shut {
+            pipe.shut = true;
+            // The other side may have closed already; then its read event says so.
+            libc::shutdown((*to).fd, libc::SHUT_WR);
+        }
+    }
+    Some(total)
+}
+
+/// Ends the session: upstream first, then nginx's own end.
+unsafe fn end(ctx: &mut Ctx, code: u32) {
+    // SAFETY: the session is live; nothing of it is used after finalize.
+    unsafe {
+        if ctx.life.timer_set() != 0 {
+            ffi::ngx_del_timer(&mut ctx.life);
+        }
+        if let Some(mut picked) = ctx.picked.take() {
+            lb::end(&mut picked, false, true);
+        }
+        close_upstream(ctx);
+        super::finalize(ctx.session, status(code));
+    }
+}

@@ -1,0 +1,340 @@
+//! The zone: one shared memory of nginx, written by the xDS thread, read by every worker.
+
+use crate::conf::MainConf;
+use crate::nginx::{self, CONF_ERROR, CONF_OK, ERROR, OK};
+use crate::{master, settings};
+use amesh_dataplane::lb::Cells;
+use amesh_dataplane::regex::RegexCache;
+use amesh_model::cluster::ArchivedCluster;
+use amesh_model::endpoint::ArchivedEndpointSet;
+use amesh_model::listener::{ArchivedListener, ArchivedListenerIndex};
+use amesh_model::route::ArchivedRouteTable;
+use amesh_model::Kind;
+use amesh_shm::{Reader, Region, WorkerSlot};
+use ngx::ffi::{self, ngx_conf_t, ngx_cycle_t, ngx_int_t, ngx_shm_zone_t, ngx_uint_t};
+use parking_lot::Mutex;
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ffi::c_void;
+use std::hash::{Hash, Hasher};
+use std::os::raw::c_char;
+use std::ptr::NonNull;
+
+pub use amesh_shm::{hash as hash_key, Held};
+
+mod publisher;
+pub use publisher::Publisher;
+
+/// Directory hash of a resource's key.
+pub fn hash(kind: Kind, name: &[u8]) -> u64 {
+    hash_key(kind as u8, name)
+}
+
+/// What one layout of archived data can be read by: this very build of the module's data types.
+pub fn layout_hash() -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (env!("CARGO_PKG_VERSION"), amesh_model::LAYOUT).hash(&mut hasher);
+    for size in [
+        size_of::<ArchivedListener>(),
+        size_of::<ArchivedRouteTable>(),
+        size_of::<ArchivedCluster>(),
+        size_of::<ArchivedEndpointSet>(),
+        size_of::<ArchivedListenerIndex>(),
+    ] {
+        size.hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+/// A zone as this process sees it. Made once a zone, never freed: old workers and the thread may still use it.
+struct Mapped {
+    /// nginx's mapping, at one address in every process that was forked since.
+    region: Region,
+    /// The writer's own mapping of the same memory: nginx unmaps its own as soon as a configuration drops the zone.
+    alias: Region,
+}
+
+/// Adds the zone to the configuration.
+pub fn add(cf: *mut ngx_conf_t, conf: &mut MainConf) -> *mut c_char {
+    // SAFETY: cf is live; nginx copies nothing of the name, so it stands in the pool of the cycle.
+    unsafe {
+        let Some(mut name) = nginx::pool_str((*cf).pool, conf.settings.zone.as_bytes()) else { return CONF_ERROR };
+        let zone = ffi::ngx_shared_memory_add(
+            cf,
+            &mut name,
+            conf.settings.zone_size,
+            (&raw mut crate::conf::ngx_amesh_module).cast(),
+        );
+        if zone.is_null() {
+            return CONF_ERROR;
+        }
+        if !(*zone).data.is_null() {
+            return nginx::conf_error(cf, format_args!("zone \"{}\" is in use already", conf.settings.zone));
+        }
+        (*zone).init = Some(init_zone);
+        (*zone).data = std::ptr::from_mut(conf).cast();
+        conf.shm_zone = zone;
+    }
+    CONF_OK
+}
+
+extern "C" fn init_zone(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_t {
+    crate::guard::guard("the zone", ERROR, || {
+        // SAFETY: nginx hands in the zone that `add` made, mapped, and the data of the one it takes over.
+        unsafe {
+            let conf = &*(*zone).data.cast::<MainConf>();
+            if !old.is_null() {
+                // A reload with the same name and size: the thread goes on writing, workers go on reading.
+                (*zone).data = old;
+                return OK;
+            }
+            match map(zone) {
+                Ok(mapped) => {
+                    fill(conf, mapped.alias, (*zone).shm.log);
+                    (*zone).data = Box::into_raw(Box::new(mapped)).cast();
+                    OK
+                }
+                Err(reason) => {
+                    nginx::log(
+                        (*zone).shm.log,
+                        ffi::NGX_LOG_EMERG as ngx_uint_t,
+                        format_args!("amesh: zone \"{}\": {reason}", conf.settings.zone),
+                    );
+                    ERROR
+                }
+            }
+        }
+    })
+}
+
+/// Takes all of a new zone's memory from its slab pool, whose own header stays whole, and formats it.
+unsafe fn map(zone: *mut ngx_shm_zone_t) -> Result<Mapped, String> {
+    // SAFETY: nginx has initialised the slab pool at the zone's start.
+    unsafe {
+        let start = (*zone).shm.addr;
+        let size = (*zone).shm.size;
+        let pool = start.cast::<ffi::ngx_slab_pool_t>();
+        let len = (*pool).pfree * ffi::ngx_pagesize;
+        let place = NonNull::new(ffi::ngx_slab_alloc(pool, len).cast::<u8>())
+            .ok_or_else(|| format!("cannot take {len} bytes of it"))?;
+        (*pool).data = place.as_ptr().cast();
+        let region = Region::new(place, len);
+        amesh_shm::format(region, &settings::zone_options(), layout_hash()).map_err(|e| e.to_string())?;
+        // A shared mapping that is "moved" with an old length of 0 is mapped a second time.
+        let alias = libc::mremap(start.cast(), 0, size, libc::MREMAP_MAYMOVE);
+        let alias = if alias == libc::MAP_FAILED {
+            return Err(format!("cannot map it twice: {}", std::io::Error::last_os_error()));
+        } else {
+            alias.cast::<u8>().add(place.as_ptr() as usize - start as usize)
+        };
+        let alias = Region::new(NonNull::new(alias).ok_or("cannot map it twice")?, len);
+        Ok(Mapped { region, alias })
+    }
+}
+
+/// Fills a new zone before any worker sees it: from the thread, where there is one, else from file or snapshot.
+fn fill(conf: &MainConf, alias: Region, log: *mut ffi::ngx_log_t) {
+    let publisher = match Publisher::attach(alias) {
+        Ok(publisher) => publisher,
+        Err(e) => return nginx::log(log, ffi::NGX_LOG_ALERT as ngx_uint_t, format_args!("amesh: {e}")),
+    };
+    *NEXT.lock() = Some(alias);
+    match master::fill(publisher) {
+        Ok(()) => {}
+        Err(master::NotFilled::NoThread(publisher)) => master::load(&conf.settings, publisher, log),
+        Err(master::NotFilled::Failed(e)) => nginx::log(
+            log,
+            ffi::NGX_LOG_ERR as ngx_uint_t,
+            format_args!("amesh: zone \"{}\" is new and could not be filled: {e}", conf.settings.zone),
+        ),
+    }
+}
+
+/// The writer's mapping of the zone that was made last.
+static NEXT: Mutex<Option<Region>> = Mutex::new(None);
+
+/// A writer of the zone in force, for a thread that starts again.
+pub fn publisher() -> Option<Publisher> {
+    let region = *NEXT.lock();
+    Publisher::attach(region?).ok()
+}
+
+/// What a worker decides with, apart from what it reads.
+pub struct Tools {
+    regexes: RegexCache,
+    random: fastrand::Rng,
+}
+
+impl Tools {
+    /// A random number.
+    pub fn random(&mut self) -> u64 {
+        self.random.u64(..)
+    }
+
+    /// Compiled regular expressions.
+    pub fn regexes(&mut self) -> &mut RegexCache {
+        &mut self.regexes
+    }
+}
+
+/// A worker's door to the zone.
+pub struct Worker {
+    slot: WorkerSlot,
+    tools: Tools,
+}
+
+/// Resources that stay as they are while this lives: for the match and the pick of one request, never over a turn of
+/// the event loop.
+pub struct Pin<'a> {
+    pin: amesh_shm::Pin<'a>,
+    slot: &'a WorkerSlot,
+}
+
+thread_local! {
+    static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
+    static COMPLAINTS: RefCell<HashSet<u64>> = RefCell::default();
+}
+
+/// Runs `f` with this worker's door; `None` where there is none, or where it is in use further up the stack.
+pub fn with_worker<T>(f: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+    WORKER.with(|worker| worker.try_borrow_mut().ok()?.as_mut().map(f))
+}
+
+/// Opens the zone for this process (`init_process`).
+pub fn open_worker(_: *mut ngx_cycle_t, conf: &MainConf) -> ngx_int_t {
+    // SAFETY: the zone of this cycle, initialised by init_zone.
+    let opened = unsafe {
+        let Some(mapped) = conf.shm_zone.as_ref().and_then(|z| z.data.cast::<Mapped>().as_ref()) else { return OK };
+        Reader::attach(mapped.region, layout_hash()).and_then(|reader| reader.register())
+    };
+    match opened {
+        Ok(slot) => {
+            let tools = Tools { regexes: RegexCache::default(), random: fastrand::Rng::new() };
+            WORKER.set(Some(Worker { slot, tools }));
+            OK
+        }
+        Err(e) => {
+            // SAFETY: nginx has a cycle as long as it runs.
+            let log = unsafe { (*ffi::ngx_cycle).log };
+            nginx::log(
+                log,
+                ffi::NGX_LOG_ALERT as ngx_uint_t,
+                format_args!("amesh: this worker cannot read the zone: {e}"),
+            );
+            ERROR
+        }
+    }
+}
+
+/// Gives the worker's place in the zone back (`exit_process`).
+pub fn close_worker() {
+    WORKER.set(None);
+}
+
+impl Worker {
+    /// Pins the zone.
+    pub fn pin(&mut self) -> (Pin<'_>, &mut Tools) {
+        (Pin { pin: self.slot.pin(), slot: &self.slot }, &mut self.tools)
+    }
+
+    /// The cell of an index, `None` when it is out of range.
+    pub fn cell(&self, index: u32) -> Option<&amesh_shm::Cell> {
+        self.slot.cell(index)
+    }
+
+    /// Counts an active request on a cell.
+    pub fn acquire(&mut self, cell: u32) -> Option<Held> {
+        self.slot.acquire(cell)
+    }
+
+    /// Gives back what [`Worker::acquire`] gave.
+    pub fn release(&mut self, held: Held) {
+        self.slot.release(held);
+    }
+}
+
+impl Pin<'_> {
+    /// The version of the zone.
+    pub fn zone_version(&self) -> u64 {
+        self.slot.version()
+    }
+
+    fn get<T: rkyv::Portable>(&self, kind: Kind, hash: u64, name: &str) -> Option<&T> {
+        let slot = self.pin.get_hashed(kind as u8, hash, name.as_bytes())?;
+        // SAFETY: a slot of this kind holds what Publisher archived as this type, with the same layout hash; its bytes
+        // do not change, and stay as long as the pin.
+        Some(unsafe { rkyv::access_unchecked::<T>(slot.bytes) })
+    }
+
+    /// A listener by name.
+    pub fn listener(&self, name: &str) -> Option<&ArchivedListener> {
+        self.get(Kind::Listener, hash(Kind::Listener, name.as_bytes()), name)
+    }
+
+    /// Which listener takes which address.
+    pub fn listener_index(&self) -> Option<&ArchivedListenerIndex> {
+        self.get(Kind::ListenerIndex, hash(Kind::ListenerIndex, b""), "")
+    }
+
+    /// A route table by name.
+    pub fn route_table(&self, name: &str) -> Option<&ArchivedRouteTable> {
+        self.get(Kind::RouteTable, hash(Kind::RouteTable, name.as_bytes()), name)
+    }
+
+    /// A cluster by name and the hash of its key.
+    pub fn cluster(&self, hash: u64, name: &str) -> Option<&ArchivedCluster> {
+        self.get(Kind::Cluster, hash, name)
+    }
+
+    /// The endpoints of a cluster.
+    pub fn endpoint_set(&self, cluster: &str) -> Option<&ArchivedEndpointSet> {
+        self.get(Kind::EndpointSet, hash(Kind::EndpointSet, cluster.as_bytes()), cluster)
+    }
+
+    /// Calls `f` with the name and version of every resource of a kind, in the order of names.
+    pub fn for_each(&self, kind: Kind, mut f: impl FnMut(&str, u64)) {
+        let mut all: Vec<_> = self
+            .pin
+            .iter(kind as u8)
+            .filter_map(|(key, slot)| Some((std::str::from_utf8(key).ok()?, slot.version)))
+            .collect();
+        all.sort_unstable();
+        all.into_iter().for_each(|(name, version)| f(name, version));
+    }
+
+    /// What the thread says of itself, as JSON.
+    pub fn status(&self) -> Option<&str> {
+        std::str::from_utf8(self.pin.get(publisher::STATUS_KIND, b"")?.bytes).ok()
+    }
+
+    /// Sizes and counts of the zone.
+    pub fn stats(&self) -> amesh_shm::Stats {
+        self.pin.stats()
+    }
+
+    /// The cell of an index, `None` when it is out of range.
+    pub fn cell(&self, index: u32) -> Option<&amesh_shm::Cell> {
+        self.slot.cell(index)
+    }
+}
+
+impl Cells for Pin<'_> {
+    fn cursor(&self, cell: u32) -> u32 {
+        self.slot.cell(cell).map_or(0, |c| c.cursor.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
+
+    fn active(&self, cell: u32) -> u32 {
+        self.slot.cell(cell).map_or(0, |c| c.rq_active.load(std::sync::atomic::Ordering::Relaxed))
+    }
+}
+
+/// Logs why something of the mesh is refused: once a worker for each reason, not once a request.
+pub fn complain(what: &str, reason: &str) {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (what, reason).hash(&mut hasher);
+    if COMPLAINTS.with_borrow_mut(|said| said.len() < 10_000 && said.insert(hasher.finish())) {
+        // SAFETY: nginx has a cycle as long as it runs.
+        let log = unsafe { (*ffi::ngx_cycle).log };
+        nginx::log(log, ffi::NGX_LOG_ERR as ngx_uint_t, format_args!("amesh: \"{what}\" is refused: {reason}"));
+    }
+}
