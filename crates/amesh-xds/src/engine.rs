@@ -15,6 +15,8 @@ mod status;
 mod world;
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 use crate::store::Batch;

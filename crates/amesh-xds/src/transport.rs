@@ -8,6 +8,8 @@ mod connect;
 mod tls;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use crate::dns::{DnsError, Resolver};
@@ -28,8 +30,6 @@ pub use tls::{Tls, TlsError};
 
 /// Largest response, in bytes. tonic's own limit of 4 MiB is passed by a mesh of middle size.
 const MAX_MESSAGE: usize = 512 << 20;
-/// A stream that says nothing for so long is worth a word; with another server at hand, that one is tried.
-const SILENCE: Duration = Duration::from_secs(15);
 /// Starting again at once is for streams that end now and then.
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// First pause of the back-off.
@@ -133,6 +133,9 @@ pub struct Settings {
     pub cluster_id: Option<String>,
     /// `SO_MARK` of every socket, those to name servers too.
     pub mark: Option<u32>,
+    /// A stream whose first response does not come for so long is worth a word; with another server at hand, that one
+    /// is tried.
+    pub patience: Duration,
 }
 
 /// Why there is no stream.
@@ -158,9 +161,12 @@ pub enum TransportError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The server refused or ended the stream.
+    /// The server refused the stream, or ended it with a word.
     #[error("{0}")]
     Status(String),
+    /// The connection under the stream is gone, or the server asked us to go.
+    #[error("the stream broke off: {0}")]
+    Broken(String),
     /// Nothing happened.
     #[error("{what} within {} s", limit.as_secs())]
     Timeout {
@@ -257,6 +263,8 @@ async fn say(events: &Events, event: Event) -> Result<(), Unheard> {
 fn backoff() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_jitter()
+        // Without a seed of its own every process would wait for the same time.
+        .with_jitter_seed(fastrand::u64(..))
         .with_min_delay(FIRST_PAUSE)
         .with_max_delay(LONGEST_PAUSE)
         .without_max_times()
@@ -289,21 +297,12 @@ async fn keep(settings: &Settings, resolver: &Resolver, events: &Events) -> Resu
                 pause = pauses.next().unwrap_or(LONGEST_PAUSE);
             }
         }
-        let ordinary = heard && is_ordinary(&error);
+        // Control planes end streams now and then: after a while (`GOAWAY`, and the connection is closed some time
+        // later), and when they are rolled. If it is worse than that, connecting again will fail.
+        let ended = matches!(error, TransportError::Ended | TransportError::Broken(_));
+        let ordinary = ended && heard && pause.is_zero();
         say(events, Event::Ended { error, ordinary, pause }).await?;
         tokio::time::sleep(pause).await;
-    }
-}
-
-/// An end that is no fault: the stream was closed in good order, or the server asked us to come again.
-fn is_ordinary(error: &TransportError) -> bool {
-    match error {
-        TransportError::Ended => true,
-        TransportError::Status(text) => {
-            let text = text.to_ascii_lowercase();
-            ["max_age", "goaway", "go away", "not a result of an error", "graceful"].iter().any(|t| text.contains(t))
-        }
-        _ => false,
     }
 }
 
@@ -331,7 +330,7 @@ async fn session(
             say(events, Event::Connected(Requests::$kind(requests))).await?;
             // The answer's headers come with the first response, so waiting for them is waiting for it.
             let opened = async { stub.$method(request).await.map(tonic::Response::into_inner) };
-            read(opened, Response::$kind, settings.servers.len() > 1, events, heard).await
+            read(opened, Response::$kind, settings, events, heard).await
         }};
     }
     match settings.protocol {
@@ -343,7 +342,7 @@ async fn session(
 async fn read<T>(
     opened: impl std::future::Future<Output = Result<Streaming<T>, Status>>,
     wrap: impl Fn(T) -> Response,
-    others: bool,
+    settings: &Settings,
     events: &Events,
     heard: &mut bool,
 ) -> Result<TransportError, Unheard> {
@@ -353,17 +352,19 @@ async fn read<T>(
         Ok::<_, Status>((stream, message))
     };
     tokio::pin!(first);
-    let answered = match tokio::time::timeout(SILENCE, &mut first).await {
+    let limit = settings.patience;
+    let others = settings.servers.len() > 1;
+    let answered = match tokio::time::timeout(limit, &mut first).await {
         Ok(answered) => answered,
-        Err(_) if others => return Ok(TransportError::Timeout { what: "no response", limit: SILENCE }),
+        Err(_) if others => return Ok(TransportError::Timeout { what: "no response", limit }),
         Err(_) => {
-            say(events, Event::Silent(SILENCE)).await?;
+            say(events, Event::Silent(limit)).await?;
             first.await
         }
     };
     let (mut stream, mut message) = match answered {
         Ok(answered) => answered,
-        Err(status) => return Ok(TransportError::Status(status_text(&status))),
+        Err(status) => return Ok(failed(&status)),
     };
     loop {
         match message {
@@ -375,7 +376,7 @@ async fn read<T>(
         }
         message = match stream.message().await {
             Ok(message) => message,
-            Err(status) => return Ok(TransportError::Status(status_text(&status))),
+            Err(status) => return Ok(failed(&status)),
         };
     }
 }
@@ -408,7 +409,10 @@ fn with_headers<S>(stream: S, token: Option<MetadataValue<Ascii>>, settings: &Se
 
 /// An error with all that caused it, each said once.
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    chain_from(error.to_string(), error)
+}
+
+fn chain_from(mut text: String, error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(e) = source {
         let cause = e.to_string();
@@ -421,16 +425,12 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn status_text(status: &Status) -> String {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
-    let mut source = std::error::Error::source(status);
-    while let Some(e) = source {
-        let cause = e.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        source = e.source();
+/// What a status of gRPC means: said by the server, or by our own side of a connection that is gone.
+fn failed(status: &Status) -> TransportError {
+    let text = format!("{:?}: {}", status.code(), chain_from(status.message().to_owned(), status));
+    if status.code() == tonic::Code::Unavailable || std::error::Error::source(status).is_some() {
+        TransportError::Broken(text)
+    } else {
+        TransportError::Status(text)
     }
-    text
 }

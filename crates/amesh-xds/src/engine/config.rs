@@ -3,8 +3,12 @@
 use crate::node::NodeConfig;
 use crate::transport::{Protocol, Settings};
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use crate::transport::{Server, Tls};
+
+/// How long a control plane may be silent at first.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Where resources come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +88,7 @@ impl Config {
             token_file: self.token_file.clone(),
             cluster_id: self.node.text("CLUSTER_ID").map(str::to_owned),
             mark: self.mark,
+            patience: PATIENCE,
         }
     }
 }

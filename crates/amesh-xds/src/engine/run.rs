@@ -471,7 +471,8 @@ impl<P: Publisher, L: Log> Engine<P, L> {
                     let outage = self.outage.get_or_insert_with(|| (Instant::now(), HashMap::new()));
                     // The same words from the same server are told once an outage.
                     if outage.1.insert(current, text.clone()).as_ref() != Some(&text) {
-                        let again = format!("{text}; trying again in {} ms, last good serves", pause.as_millis());
+                        let serves = if self.world.published { ", last good serves" } else { "" };
+                        let again = format!("{text}; trying again in {} ms{serves}", pause.as_millis());
                         self.world.log.log(Level::Error, &again);
                     }
                     self.error(current, error.to_string());
