@@ -171,7 +171,7 @@ pub fn load(settings: &Settings, publisher: zone::Publisher, log: *mut ffi::ngx_
 /// Why a zone was not filled by the thread.
 pub enum NotFilled {
     /// There is none; the writer is given back.
-    NoThread(zone::Publisher),
+    NoThread(Box<zone::Publisher>),
     /// It could not.
     Failed(String),
 }
@@ -184,7 +184,7 @@ pub fn fill(publisher: zone::Publisher) -> Result<(), NotFilled> {
     let (reply, answer) = crossbeam_channel::bounded(1);
     {
         let master = MASTER.lock();
-        let Some(thread) = &master.thread else { return Err(NotFilled::NoThread(publisher)) };
+        let Some(thread) = &master.thread else { return Err(NotFilled::NoThread(Box::new(publisher))) };
         if thread.commands.send(Command::Publish { publisher, reply }).is_err() {
             return Err(NotFilled::Failed("the xDS thread has ended".to_owned()));
         }

@@ -141,7 +141,7 @@ fn fill(conf: &MainConf, alias: Region, log: *mut ffi::ngx_log_t) {
     *NEXT.lock() = Some(alias);
     match master::fill(publisher) {
         Ok(()) => {}
-        Err(master::NotFilled::NoThread(publisher)) => master::load(&conf.settings, publisher, log),
+        Err(master::NotFilled::NoThread(publisher)) => master::load(&conf.settings, *publisher, log),
         Err(master::NotFilled::Failed(e)) => nginx::log(
             log,
             ffi::NGX_LOG_ERR as ngx_uint_t,

@@ -125,7 +125,7 @@ pub fn guard_internal_listeners(cycle: *mut ffi::ngx_cycle_t) {
         for ls in listening {
             let addr = std::slice::from_raw_parts(ls.sockaddr.cast::<u8>(), ls.socklen as usize);
             let ours = ls.type_ == libc::SOCK_STREAM && internal.iter().any(|i| i.sockaddr == addr);
-            if ours && ls.handler.is_some_and(|h| is_http(h)) {
+            if ours && ls.handler.is_some_and(is_http) {
                 ls.handler = Some(refuse);
             }
         }

@@ -43,6 +43,8 @@ pub struct Ctx {
     pub host: ngx_str_t,
     /// Path and query as the client sent them, where they were changed.
     pub original_path: ngx_str_t,
+    /// The route has rewritten the path.
+    pub rewritten: bool,
     /// Original destination.
     pub original_dst: Option<SocketAddr>,
     /// Tries after the first, for a failed connection.
@@ -126,6 +128,7 @@ pub unsafe fn ctx_or_new(r: *mut ngx_http_request_t) -> Option<*mut Ctx> {
             flags: Flags::default(),
             host: EMPTY,
             original_path: EMPTY,
+            rewritten: false,
             original_dst: None,
             retries: 0,
             attempts: 0,
@@ -375,9 +378,11 @@ unsafe fn upstream_request(seen: &Seen<'_>, ctx: &mut Ctx, forward: &Forward<'_>
             ctx.original_path = pool_str(pool, seen.raw.as_bytes())?;
             (*r).unparsed_uri = pool_str(pool, seen.path.as_bytes())?;
         }
-        let mut headers = RequestHeaders { request: r, host: None, failed: false };
-        levels.edit_request(&mut headers, &Facts { request: r, ctx, captured: Some(seen.captured) });
-        if headers.failed {
+        let facts = || Facts { request: r, ctx, captured: Some(seen.captured) };
+        let mut headers = RequestHeaders { facts: facts(), host: None, failed: false };
+        levels.edit_request(&mut headers, &facts());
+        let (edited_host, failed) = (headers.host, headers.failed);
+        if failed {
             return None;
         }
         if let Some(path) = &forward.path {
@@ -385,11 +390,12 @@ unsafe fn upstream_request(seen: &Seen<'_>, ctx: &mut Ctx, forward: &Forward<'_>
                 set_header(r, "x-envoy-original-path", seen.path.as_bytes())?;
             }
             ctx.original_path = pool_str(pool, seen.path.as_bytes())?;
+            ctx.rewritten = true;
             (*r).unparsed_uri = pool_str(pool, path.as_bytes())?;
         }
         // nginx's proxy sends this line as it stands while it is marked as valid.
         (*r).set_valid_unparsed_uri(1);
-        let host = match (&forward.host, headers.host) {
+        let host = match (&forward.host, edited_host) {
             (Some(host), _) => pool_str(pool, host.as_bytes())?,
             (None, Some(host)) => host,
             (None, None) => EMPTY,

@@ -97,7 +97,8 @@ impl FormatContext for Facts<'_> {
         // SAFETY: the request is live as long as these facts are used.
         unsafe {
             match name {
-                ":path" if self.ctx.original_path.len > 0 => Some(Cow::Borrowed(nginx::bytes(self.ctx.original_path))),
+                // What a rewrite has changed since.
+                ":path" if self.ctx.rewritten => Some(Cow::Borrowed(nginx::bytes(self.ctx.original_path))),
                 ":path" => Some(Cow::Borrowed(nginx::bytes((*self.request).unparsed_uri))),
                 ":method" => Some(Cow::Borrowed(nginx::bytes((*self.request).method_name))),
                 ":authority" | "host" => Some(Cow::Borrowed(head::host(self.request).as_bytes())),
@@ -154,19 +155,18 @@ fn start_time(r: *mut ngx_http_request_t) -> String {
 }
 
 /// The headers of a request that has not gone upstream yet.
-pub struct RequestHeaders {
-    /// The request.
-    pub request: *mut ngx_http_request_t,
+pub struct RequestHeaders<'a> {
+    /// The request, and what is known of it.
+    pub facts: Facts<'a>,
     /// The host that goes upstream, where an edit names one.
     pub host: Option<ngx_str_t>,
     /// Memory ran out.
     pub failed: bool,
 }
 
-impl HeaderMap for RequestHeaders {
+impl HeaderMap for RequestHeaders<'_> {
     fn get(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        // SAFETY: the request is live as long as this is used.
-        unsafe { request_header(self.request, name.as_bytes()).map(Cow::Borrowed) }
+        self.facts.request_header(name)
     }
 
     fn set(&mut self, name: &str, value: &[u8]) {
@@ -177,22 +177,23 @@ impl HeaderMap for RequestHeaders {
     }
 
     fn append(&mut self, name: &str, value: &[u8]) {
-        // SAFETY: as above.
-        let pool = unsafe { (*self.request).pool };
+        let r = self.facts.request;
+        // SAFETY: the request is live as long as this is used.
+        let pool = unsafe { (*r).pool };
         let added = pool_str(pool, value).and_then(|value| {
             if matches!(name, "host" | ":authority") {
                 self.host = Some(value);
                 return Some(());
             }
             // SAFETY: as above; both texts are in the request's pool.
-            unsafe { add_request_header(self.request, pool_str(pool, name.as_bytes())?, value) }
+            unsafe { add_request_header(r, pool_str(pool, name.as_bytes())?, value) }
         });
         self.failed |= added.is_none();
     }
 
     fn remove(&mut self, name: &str) {
         // SAFETY: as above.
-        self.failed |= unsafe { remove_request_header(self.request, name.as_bytes()) }.is_none();
+        self.failed |= unsafe { remove_request_header(self.facts.request, name.as_bytes()) }.is_none();
     }
 }
 

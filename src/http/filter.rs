@@ -145,9 +145,10 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         if ctx.response.request_id.len > 0 {
             reply::push_header(r, str_of("x-request-id"), ctx.response.request_id)?;
         }
-        server_header(r, &ctx.response)?;
         let captured = capture::find((*r).connection).map(|c| &*c);
-        ctx.response.edits.apply(&Facts { request: r, ctx, captured })
+        ctx.response.edits.apply(&Facts { request: r, ctx, captured })?;
+        // After the route's edits: the connection manager has the last word, as Envoy's encodeHeaders.
+        server_header(r, &ctx.response)
     }
 }
 

@@ -142,7 +142,9 @@ pub unsafe fn send_typed(
 /// # Safety
 /// `r` must be a live request; `body` must live as long.
 pub unsafe fn memory_buf(r: *mut ngx_http_request_t, body: ngx_str_t) -> *mut ffi::ngx_buf_t {
-    let b: *mut ffi::ngx_buf_t = nginx::pool_zeroed(unsafe { (*r).pool });
+    // SAFETY: promised by the caller.
+    let pool = unsafe { (*r).pool };
+    let b: *mut ffi::ngx_buf_t = nginx::pool_zeroed(pool);
     if !b.is_null() {
         // SAFETY: freshly made; nginx only reads through pos and last of a buffer marked as memory.
         unsafe {

@@ -372,7 +372,7 @@ unsafe fn pump(pipe: &mut Pipe, from: *mut ngx_connection_t, to: *mut ngx_connec
             while pipe.pos < pipe.last && (*(*to).write).ready() != 0 {
                 match send(to, pipe.buffer.add(pipe.pos), pipe.last - pipe.pos) {
                     n if n > 0 => pipe.pos += n as usize,
-                    n if n == AGAIN as isize => break,
+                    n if n == AGAIN => break,
                     _ => return None,
                 }
             }
@@ -389,7 +389,7 @@ unsafe fn pump(pipe: &mut Pipe, from: *mut ngx_connection_t, to: *mut ngx_connec
                     pipe.last += n as usize;
                     total += n as usize;
                 }
-                n if n == AGAIN as isize => break,
+                n if n == AGAIN => break,
                 _ => return None,
             }
         }
