@@ -1,90 +1,89 @@
-//! Which bytes of the arena are free. Kept in the writer's own memory and made anew from the directory when a writer
-//! attaches, so that a crash in the middle of a change loses nothing.
+//! Which units of the arena are free: best fit, neighbours are joined. Private memory of the writer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Free ranges, best fit, neighbours joined.
-#[derive(Debug, Default)]
+/// Free runs of units.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Arena {
-    by_offset: BTreeMap<usize, usize>,
-    by_len: BTreeSet<(usize, usize)>,
+    /// Start → length.
+    runs: BTreeMap<u32, u32>,
+    /// (length, start).
+    by_len: BTreeSet<(u32, u32)>,
     free: usize,
 }
 
 impl Arena {
-    /// Bytes that are free.
-    pub(crate) fn free_bytes(&self) -> usize {
+    /// Takes the smallest run that is long enough, the lowest of equals.
+    pub(crate) fn take(&mut self, units: u32) -> Option<u32> {
+        let (len, start) = *self.by_len.range((units, 0)..).next()?;
+        self.unlink(start, len);
+        if len > units {
+            self.link(start + units, len - units);
+        }
+        Some(start)
+    }
+
+    /// Gives a run back that was taken, or that was never free.
+    pub(crate) fn give(&mut self, start: u32, units: u32) {
+        if units == 0 {
+            return;
+        }
+        let (mut from, mut to) = (start, start + units);
+        if let Some((&before, &len)) = self.runs.range(..start).next_back() {
+            if before + len == start {
+                self.unlink(before, len);
+                from = before;
+            }
+        }
+        if let Some(&len) = self.runs.get(&to) {
+            self.unlink(to, len);
+            to += len;
+        }
+        self.link(from, to - from);
+    }
+
+    /// Free units.
+    pub(crate) fn free(&self) -> usize {
         self.free
     }
 
-    /// Takes `len` bytes; the offset, `None` when no range is large enough.
-    pub(crate) fn take(&mut self, len: usize) -> Option<usize> {
-        let (have, offset) = *self.by_len.range((len, 0)..).next()?;
-        self.remove(offset, have);
-        if have > len {
-            self.insert(offset + len, have - len);
-        }
-        Some(offset)
+    /// Units of the longest run.
+    pub(crate) fn largest(&self) -> usize {
+        self.by_len.last().map_or(0, |&(len, _)| len as usize)
     }
 
-    /// Gives a range back.
-    pub(crate) fn give(&mut self, mut offset: usize, mut len: usize) {
-        if len == 0 {
-            return;
-        }
-        if let Some((before, n)) = self.by_offset.range(..offset).next_back().map(|(o, n)| (*o, *n)) {
-            if before + n == offset {
-                self.remove(before, n);
-                offset = before;
-                len += n;
-            }
-        }
-        if let Some(n) = self.by_offset.get(&(offset + len)).copied() {
-            self.remove(offset + len, n);
-            len += n;
-        }
-        self.insert(offset, len);
+    fn link(&mut self, start: u32, len: u32) {
+        self.runs.insert(start, len);
+        self.by_len.insert((len, start));
+        self.free += len as usize;
     }
 
-    fn insert(&mut self, offset: usize, len: usize) {
-        self.by_offset.insert(offset, len);
-        self.by_len.insert((len, offset));
-        self.free += len;
-    }
-
-    fn remove(&mut self, offset: usize, len: usize) {
-        self.by_offset.remove(&offset);
-        self.by_len.remove(&(len, offset));
-        self.free -= len;
+    fn unlink(&mut self, start: u32, len: u32) {
+        self.runs.remove(&start);
+        self.by_len.remove(&(len, start));
+        self.free -= len as usize;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    proptest! {
-        #[test]
-        fn ranges_never_overlap_and_all_come_back(sizes in proptest::collection::vec((1usize..40, any::<bool>()), 1..200)) {
-            let mut arena = Arena::default();
-            arena.give(0, 4096);
-            let mut taken: Vec<(usize, usize)> = Vec::new();
-            for (n, give) in sizes {
-                if give && !taken.is_empty() {
-                    let (o, l) = taken.swap_remove(n % taken.len());
-                    arena.give(o, l);
-                } else if let Some(o) = arena.take(n * 16) {
-                    prop_assert!(o + n * 16 <= 4096);
-                    prop_assert!(taken.iter().all(|(a, l)| o >= a + l || o + n * 16 <= *a));
-                    taken.push((o, n * 16));
-                }
-                prop_assert_eq!(arena.free_bytes() + taken.iter().map(|t| t.1).sum::<usize>(), 4096);
-            }
-            for (o, l) in taken {
-                arena.give(o, l);
-            }
-            prop_assert_eq!(arena.take(4096), Some(0));
-        }
+    #[test]
+    fn best_fit_and_neighbours_are_joined() {
+        let mut arena = Arena::default();
+        arena.give(10, 90);
+        let taken: Vec<u32> = [20, 5, 30, 5].iter().map(|&n| arena.take(n).unwrap()).collect();
+        assert_eq!(taken, [10, 30, 35, 65]);
+        assert_eq!((arena.free(), arena.largest()), (30, 30));
+        arena.give(30, 5);
+        arena.give(10, 20);
+        assert_eq!(arena.take(25), Some(10), "joined, and a better fit than the 30 at the end");
+        assert_eq!(arena.take(31), None);
+        arena.give(65, 5);
+        arena.give(10, 25);
+        arena.give(35, 30);
+        assert_eq!((arena.free(), arena.largest()), (90, 90));
+        assert_eq!(arena.runs.len(), 1);
     }
 }

@@ -1,21 +1,88 @@
-//! Counters that survive the update of what they count for.
+use crate::protocol::gauge;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
-use std::sync::atomic::{AtomicU32, AtomicU64};
-
-/// Counters of a cluster or an endpoint. They stay while their resource is replaced.
+/// Counters of a cluster or an endpoint, shared by all workers. A cell keeps its index as long as a slot refers to it,
+/// over all updates. Names are Envoy's.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Cell {
-    /// Hash of the key; 0: free.
-    pub(crate) key: AtomicU64,
-    /// Position of a round robin.
-    pub cursor: AtomicU32,
-    /// Active requests.
-    pub rq_active: AtomicU32,
-    /// Requests.
+    /// Active requests. Changed by [`crate::WorkerSlot::acquire`] alone.
+    pub rq_active: Gauge,
+    /// Open connections. Changed by [`crate::WorkerSlot::acquire_connection`] alone.
+    pub cx_active: Gauge,
+    /// Requests. [`crate::WorkerSlot::acquire`] counts one.
     pub rq_total: AtomicU64,
-    /// Requests that failed once connected.
+    /// Requests that failed.
     pub rq_error: AtomicU64,
-    /// Connections that failed.
+    /// Connections that could not be opened.
     pub cx_connect_fail: AtomicU64,
+    /// Position of round robin; wraps.
+    pub cursor: AtomicU32,
+    pub(crate) state: AtomicU32,
+    pub(crate) key: [AtomicU64; 2],
 }
+
+/// A number that goes up and down, and is right again when one of those who count is killed.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Gauge(pub(crate) AtomicU64);
+
+impl Gauge {
+    /// The number.
+    #[inline]
+    pub fn load(&self, order: Ordering) -> u32 {
+        gauge::count(self.0.load(order))
+    }
+}
+
+/// What [`crate::WorkerSlot::acquire`] counted, to be given to [`crate::WorkerSlot::release`] once. A plain number, for a
+/// field of a C struct.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Held(pub u32);
+
+/// Marks a [`Held`] that is in no ledger; the rest is the target.
+pub(crate) const UNLEDGERED: u32 = 1 << 31;
+
+/// Most cells: a target has one more bit, and one is kept for [`UNLEDGERED`].
+pub(crate) const MAX_CELLS: u32 = 1 << 29;
+
+/// Which gauge of which cell.
+pub(crate) fn target(cell: u32, connection: bool) -> u32 {
+    cell << 1 | u32::from(connection)
+}
+
+/// What [`Cell::state`] says.
+pub(crate) mod state {
+    /// Nobody's.
+    pub(crate) const FREE: u32 = 0;
+    /// Given by key, no slot has referred to it yet: kept.
+    pub(crate) const GIVEN: u32 = 1;
+    /// Slots referred to it: free when none does any more.
+    pub(crate) const REFERRED: u32 = 2;
+}
+
+impl Cell {
+    /// Makes a free cell that of a key.
+    pub(crate) fn begin(&self, key: u128) {
+        for counter in [&self.rq_total, &self.rq_error, &self.cx_connect_fail] {
+            counter.store(0, Ordering::Relaxed);
+        }
+        self.cursor.store(0, Ordering::Relaxed);
+        self.key[0].store(key as u64, Ordering::Relaxed);
+        self.key[1].store((key >> 64) as u64, Ordering::Relaxed);
+        self.state.store(state::GIVEN, Ordering::Release);
+    }
+
+    /// Hash of the key.
+    pub(crate) fn key(&self) -> u128 {
+        u128::from(self.key[1].load(Ordering::Relaxed)) << 64 | u128::from(self.key[0].load(Ordering::Relaxed))
+    }
+
+    /// Whether nobody counts on it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.rq_active.load(Ordering::Acquire) == 0 && self.cx_active.load(Ordering::Acquire) == 0
+    }
+}
+
+const _: () = assert!(size_of::<Cell>() == 64);

@@ -1,221 +1,255 @@
-//! How a zone is laid out.
+//! Where everything is in the region.
 
-use crate::cell::Cell;
-use crate::Error;
+use crate::cell::{Cell, MAX_CELLS};
+use crate::error::Error;
+use crate::protocol::gauge::MAX_WORKERS;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-const MAGIC: u64 = u64::from_ne_bytes(*b"ameshzn1");
-/// Alignment of every part and every block, in bytes.
-pub(crate) const ALIGN: usize = 16;
+const MAGIC: u64 = u64::from_le_bytes(*b"ameshshm");
+/// Bytes of the unit that blocks are measured in; payloads are aligned to it.
+pub(crate) const UNIT: usize = 16;
+const LEAST_ARENA: usize = 4096;
 
-/// Memory that processes share: a base address in this process, and a length in bytes.
+/// Memory that all processes share.
 #[derive(Clone, Copy, Debug)]
 pub struct Region {
     base: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the region is only reached through atomics and through blocks whose protocol is this crate's.
+// SAFETY: a region is a place only; what lies there is atomics, and blocks that the protocol guards.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Memory at `base`.
+    /// `len` bytes from `base`, which is a multiple of 64.
     ///
     /// # Safety
-    /// `len` bytes at `base`, aligned to 64, must stay mapped for reading and writing as long as this, and everything
-    /// attached to it, is used; nobody but this crate may write to them.
-    pub const unsafe fn new(base: NonNull<u8>, len: usize) -> Region {
+    /// The memory is readable and writable, stays mapped as long as the region or anything made of it lives, and is used
+    /// by this crate alone.
+    pub unsafe fn new(base: NonNull<u8>, len: usize) -> Region {
         Region { base, len }
     }
 
-    /// A part of the region as `n` values of `T` from an offset on.
-    ///
-    /// # Safety
-    /// `offset` must be aligned for `T` and the part must hold initialised values of it that are only changed through
-    /// atomics.
-    pub(crate) unsafe fn slice<'a, T>(self, offset: usize, n: usize) -> &'a [T] {
-        debug_assert!(offset + n * size_of::<T>() <= self.len && offset.is_multiple_of(align_of::<T>()));
-        // SAFETY: promised by the caller.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset).cast::<T>(), n) }
-    }
-
-    /// Address of an offset.
-    pub(crate) fn at(self, offset: usize) -> *mut u8 {
-        debug_assert!(offset <= self.len);
-        // SAFETY: offsets come from the layout and lie within the region.
-        unsafe { self.base.as_ptr().add(offset) }
+    /// First byte.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
     }
 
     /// Bytes.
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(self) -> usize {
+    pub fn len(&self) -> usize {
         self.len
     }
 
-    pub(crate) fn header<'a>(self) -> &'a Header {
-        // SAFETY: `format` and `attach` have seen that the region is large enough; all of the header is atomic or constant.
-        unsafe { &*self.base.as_ptr().cast::<Header>() }
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Pointer to a byte of the region.
+    ///
+    /// # Safety
+    /// `offset <= len`.
+    pub(crate) unsafe fn at(&self, offset: usize) -> *mut u8 {
+        debug_assert!(offset <= self.len);
+        // SAFETY: in the region, as the caller says.
+        unsafe { self.base.as_ptr().add(offset) }
     }
 }
 
-/// Sizes of the tables. 0: derived from the zone's size.
-#[derive(Clone, Debug, Default)]
+/// How large the tables of a zone are. 0 means: as fits the zone's size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Processes that can read at one time, old workers that drain included.
+    /// Processes that can read at a time (during a reload there are twice as many), at most 1,023. Derived: one per 64 KB
+    /// of zone, 8 to 256.
     pub max_workers: u32,
-    /// Active requests that one worker accounts for, so that they are given back when it is killed.
+    /// What a worker can hold at a time and get back when it is killed: two per request. Derived: all ledgers are a
+    /// sixteenth of the zone.
     pub ledger_entries: u32,
-    /// Cells of counters.
+    /// Cells of counters, one for each cluster and endpoint. Derived: an eighth of the zone.
     pub max_cells: u32,
-    /// Slots.
+    /// Slots, one for each resource. Derived: one per KB of zone.
     pub max_slots: u32,
 }
 
-/// The beginning of a zone.
+/// First bytes of a zone. All are atomics, since processes look at them while another formats or writes.
 #[repr(C, align(64))]
 pub(crate) struct Header {
-    magic: u64,
-    layout_hash: u64,
-    len: u64,
-    pub(crate) max_workers: u32,
-    pub(crate) ledger_entries: u32,
-    pub(crate) max_cells: u32,
-    pub(crate) directory_capacity: u32,
-    pub(crate) workers: u64,
-    pub(crate) ledgers: u64,
-    pub(crate) cells: u64,
-    pub(crate) directory: u64,
-    pub(crate) arena: u64,
-    pub(crate) arena_end: u64,
-    /// Goes up by one with every commit.
-    pub(crate) version: Line<AtomicU64>,
-    /// Of reclamation.
-    pub(crate) epoch: Line<AtomicU64>,
-    /// Bytes of blocks that are published.
-    pub(crate) used: AtomicU64,
-    /// Bytes of blocks that are replaced and not yet free.
-    pub(crate) retired: AtomicU64,
-    pub(crate) slots: AtomicU64,
-    pub(crate) cells_used: AtomicU64,
-    pub(crate) full_rejections: AtomicU64,
-    pub(crate) unledgered: AtomicU64,
-    pub(crate) reaped: AtomicU64,
+    magic: AtomicU64,
+    layout_hash: AtomicU64,
+    len: AtomicU64,
+    max_slots: AtomicU64,
+    max_workers: AtomicU64,
+    ledger_entries: AtomicU64,
+    max_cells: AtomicU64,
+    /// Counts writers: the last one that attached is the writer.
+    pub writer: AtomicU64,
+    /// Version of the zone, and epoch: raised by every commit.
+    pub version: Line<AtomicU64>,
+    /// See [`crate::protocol::directory`].
+    pub moves: Line<AtomicU64>,
+    /// Cells that were ever given: those before this index are initialised.
+    pub cells_used: Line<AtomicU64>,
+    /// Batches that were refused since the zone is full.
+    pub full_rejections: AtomicU64,
+    /// Times that a worker's ledger was full.
+    pub unledgered: AtomicU64,
+    /// Workers that were found dead.
+    pub reaped: AtomicU64,
+    /// These are the writer's figures, see [`crate::Stats`].
+    pub used: AtomicU64,
+    pub free: AtomicU64,
+    pub largest_free: AtomicU64,
+    pub retired: AtomicU64,
+    pub slots: AtomicU64,
+    pub cells: AtomicU64,
 }
 
 /// A cache line of its own.
 #[repr(C, align(64))]
-pub(crate) struct Line<T>(pub(crate) T);
+pub(crate) struct Line<T>(pub T);
 
-/// A reader, in the table of workers.
+/// A worker's place. The first line is its own, the second is written by others.
 #[repr(C, align(64))]
-pub(crate) struct WorkerEntry {
-    /// 0: free.
-    pub(crate) pid: AtomicU32,
-    /// Tells a process from a later one with its pid (`/proc/PID/stat`, field 22).
-    pub(crate) start_time: AtomicU64,
-    /// The epoch that it reads in; 0: none.
-    pub(crate) pinned: AtomicU64,
+pub(crate) struct Place {
+    /// Version that it reads by, or 0.
+    pub pin: AtomicU64,
+    /// See [`crate::protocol::gauge`].
+    pub operation: AtomicU64,
+    /// 1 when the ledger's memory was initialised.
+    pub ledger_ready: AtomicU32,
+    /// Whose place it is ([`crate::process::Identity`]), or 0.
+    pub owner: Line<AtomicU64>,
+    /// See [`crate::protocol::gauge`].
+    pub confirmed: AtomicU32,
 }
 
-const fn align(n: usize, to: usize) -> usize {
-    n.div_ceil(to) * to
+/// Offsets and sizes of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub len: usize,
+    pub max_slots: usize,
+    /// Entries of the directory: a power of two.
+    pub entries: usize,
+    pub max_workers: u32,
+    pub ledger_entries: u32,
+    pub max_cells: u32,
+    pub directory: usize,
+    pub places: usize,
+    pub ledgers: usize,
+    pub cells: usize,
+    /// Start of the arena.
+    pub arena: usize,
 }
 
-/// Lays a new, empty zone out.
+fn lines(bytes: usize) -> usize {
+    bytes.next_multiple_of(64)
+}
+
+impl Layout {
+    fn new(len: usize, options: Options) -> Result<Layout, Error> {
+        let most = |what, given: u32, most: u32| match given <= most {
+            true => Ok(given),
+            false => Err(Error::Option { what, given, most }),
+        };
+        let max_workers = most("workers", options.max_workers, MAX_WORKERS)?;
+        let ledger_entries = most("ledger entries", options.ledger_entries, 1 << 24)?;
+        let max_cells = most("cells", options.max_cells, MAX_CELLS)?;
+        let max_slots = most("slots", options.max_slots, 1 << 28)? as usize;
+        // A directory that is two thirds full at most: probes stay short.
+        let entries = (max_slots + max_slots / 2 + 1).next_power_of_two();
+        let directory = size_of::<Header>();
+        let places = lines(directory + entries * size_of::<AtomicU64>());
+        let ledgers = places + max_workers as usize * size_of::<Place>();
+        let cells = lines(ledgers + max_workers as usize * ledger_entries as usize * size_of::<AtomicU32>());
+        let arena = cells + max_cells as usize * size_of::<Cell>();
+        let len = len / UNIT * UNIT;
+        if len < arena + LEAST_ARENA || len / UNIT > u32::MAX as usize {
+            return Err(Error::TooSmall { needed: arena + LEAST_ARENA, available: len });
+        }
+        Ok(Layout {
+            len,
+            max_slots,
+            entries,
+            max_workers,
+            ledger_entries,
+            max_cells,
+            directory,
+            places,
+            ledgers,
+            cells,
+            arena,
+        })
+    }
+
+    /// Reads the layout of a formatted region.
+    pub(crate) fn open(region: Region, layout_hash: u64) -> Result<Layout, Error> {
+        let header = header(&region)?;
+        if header.magic.load(Ordering::Acquire) != MAGIC || header.len.load(Ordering::Relaxed) != region.len as u64 {
+            return Err(Error::NotFormatted);
+        }
+        let found = header.layout_hash.load(Ordering::Relaxed);
+        if found != layout_hash {
+            return Err(Error::Layout { expected: layout_hash, found });
+        }
+        let options = Options {
+            max_workers: header.max_workers.load(Ordering::Relaxed) as u32,
+            ledger_entries: header.ledger_entries.load(Ordering::Relaxed) as u32,
+            max_cells: header.max_cells.load(Ordering::Relaxed) as u32,
+            max_slots: header.max_slots.load(Ordering::Relaxed) as u32,
+        };
+        Layout::new(region.len, options)
+    }
+}
+
+/// The header of a region that is large enough for one.
+pub(crate) fn header(region: &Region) -> Result<&Header, Error> {
+    if !(region.base.as_ptr() as usize).is_multiple_of(64) {
+        return Err(Error::Misaligned);
+    }
+    if region.len < size_of::<Header>() {
+        return Err(Error::TooSmall { needed: size_of::<Header>() + LEAST_ARENA, available: region.len });
+    }
+    // SAFETY: aligned, long enough, all atomics, and mapped as Region::new was promised.
+    Ok(unsafe { region.base.cast::<Header>().as_ref() })
+}
+
+impl Options {
+    fn derived(self, len: usize) -> Options {
+        let or = |given: u32, derived: usize| if given == 0 { derived as u32 } else { given };
+        let max_workers = or(self.max_workers, (len / 65536).clamp(8, 256));
+        let ledgers = len / 16 / size_of::<AtomicU32>();
+        Options {
+            max_workers,
+            ledger_entries: or(self.ledger_entries, (ledgers / max_workers as usize).clamp(16, 1 << 16)),
+            max_cells: or(self.max_cells, (len / 8 / size_of::<Cell>()).clamp(16, MAX_CELLS as usize)),
+            max_slots: or(self.max_slots, (len / 1024).clamp(16, 1 << 28)),
+        }
+    }
+}
+
+/// Makes an empty zone of a region that nobody uses. `layout_hash` says what the payloads' bytes mean.
+///
+/// Ledgers and cells are not touched until they are used: pages are charged to the memory limit when they are.
 ///
 /// # Errors
-/// [`Error::TooSmall`].
-pub fn format(region: Region, options: &Options, layout_hash: u64) -> Result<(), Error> {
-    let or = |n: u32, derived: usize| if n > 0 { n as usize } else { derived };
-    let len = region.len;
-    let workers = or(options.max_workers, 128);
-    let ledger = or(options.ledger_entries, (len / 16 / workers / 4).clamp(64, 8192));
-    let cells = or(options.max_cells, (len / 512).max(64));
-    let slots = or(options.max_slots, (len / 1024).max(64));
-    // A directory at most three quarters full keeps probes short.
-    let directory = (slots + slots / 3).next_power_of_two();
-    let mut offset = align(size_of::<Header>(), 64);
-    let mut place = |bytes: usize| {
-        let at = offset;
-        offset = align(offset + bytes, 64);
-        at
-    };
-    let workers_at = place(workers * size_of::<WorkerEntry>());
-    let ledgers_at = place(workers * ledger * size_of::<AtomicU32>());
-    let cells_at = place(cells * size_of::<Cell>());
-    let directory_at = place(directory * size_of::<AtomicU64>());
-    let arena_at = offset;
-    let needed = arena_at + 4096;
-    if needed > len {
-        return Err(Error::TooSmall { needed, available: len });
-    }
-    // SAFETY: the caller of Region::new gave this memory away, and nobody is attached to a zone that is being laid out.
-    // All zeroes is a value of every table.
-    unsafe {
-        std::ptr::write_bytes(region.base.as_ptr(), 0, arena_at);
-        region.base.as_ptr().cast::<Header>().write(Header {
-            magic: MAGIC,
-            layout_hash,
-            len: len as u64,
-            max_workers: workers as u32,
-            ledger_entries: ledger as u32,
-            max_cells: cells as u32,
-            directory_capacity: directory as u32,
-            workers: workers_at as u64,
-            ledgers: ledgers_at as u64,
-            cells: cells_at as u64,
-            directory: directory_at as u64,
-            arena: arena_at as u64,
-            arena_end: (len / ALIGN * ALIGN) as u64,
-            version: Line(AtomicU64::new(0)),
-            epoch: Line(AtomicU64::new(1)),
-            used: AtomicU64::new(0),
-            retired: AtomicU64::new(0),
-            slots: AtomicU64::new(0),
-            cells_used: AtomicU64::new(0),
-            full_rejections: AtomicU64::new(0),
-            unledgered: AtomicU64::new(0),
-            reaped: AtomicU64::new(0),
-        });
-    }
-    std::sync::atomic::fence(Ordering::Release);
+/// [`Error::TooSmall`] when the tables do not fit, [`Error::Option`], [`Error::Misaligned`].
+pub fn format(region: Region, options: Options, layout_hash: u64) -> Result<(), Error> {
+    let header = header(&region)?;
+    let options = options.derived(region.len);
+    let layout = Layout::new(region.len, options)?;
+    header.magic.store(0, Ordering::Release);
+    // SAFETY: all before the ledgers lies in the region, and zero is a valid value of its atomics.
+    unsafe { std::ptr::write_bytes(region.at(0), 0, layout.ledgers) };
+    header.layout_hash.store(layout_hash, Ordering::Relaxed);
+    header.len.store(region.len as u64, Ordering::Relaxed);
+    header.max_slots.store(layout.max_slots as u64, Ordering::Relaxed);
+    header.max_workers.store(layout.max_workers.into(), Ordering::Relaxed);
+    header.ledger_entries.store(layout.ledger_entries.into(), Ordering::Relaxed);
+    header.max_cells.store(layout.max_cells.into(), Ordering::Relaxed);
+    header.version.0.store(1, Ordering::Relaxed);
+    header.magic.store(MAGIC, Ordering::Release);
     Ok(())
-}
-
-/// Whether a region is a zone of this layout.
-pub(crate) fn check(region: Region, layout_hash: u64) -> Result<&'static Header, Error> {
-    if region.len < size_of::<Header>() {
-        return Err(Error::Layout);
-    }
-    let header = region.header();
-    if header.magic != MAGIC || header.layout_hash != layout_hash || header.len != region.len as u64 {
-        return Err(Error::Layout);
-    }
-    Ok(header)
-}
-
-impl Header {
-    pub(crate) fn workers<'a>(&self, region: Region) -> &'a [WorkerEntry] {
-        // SAFETY: laid out by format; atomics alone.
-        unsafe { region.slice(self.workers as usize, self.max_workers as usize) }
-    }
-
-    pub(crate) fn ledger<'a>(&self, region: Region, worker: usize) -> &'a [AtomicU32] {
-        let entries = self.ledger_entries as usize;
-        // SAFETY: as above.
-        unsafe { region.slice(self.ledgers as usize + worker * entries * size_of::<AtomicU32>(), entries) }
-    }
-
-    pub(crate) fn cells<'a>(&self, region: Region) -> &'a [Cell] {
-        // SAFETY: as above.
-        unsafe { region.slice(self.cells as usize, self.max_cells as usize) }
-    }
-
-    pub(crate) fn directory<'a>(&self, region: Region) -> &'a [AtomicU64] {
-        // SAFETY: as above.
-        unsafe { region.slice(self.directory as usize, self.directory_capacity as usize) }
-    }
 }

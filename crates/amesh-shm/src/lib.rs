@@ -1,72 +1,73 @@
-//! Versioned slots in memory that one writer and many processes share.
+//! Versioned slots in shared memory: one writer, many processes that read without a lock.
 //!
-//! The memory is one contiguous [`Region`]. Nothing in it is a pointer: everything is an offset, because the writer
-//! may see it at another address than the readers. A slot is one atomic word of the directory that names a block; the
-//! bytes of a block never change. An update writes a new block and swings the word with one release store. Readers pin
-//! an epoch around what they read; the writer frees a replaced block when no live pin is as old as its replacement.
+//! A [`Region`] is memory of a fixed size that every process mapped before it was forked. The one [`Writer`] publishes
+//! immutable payloads of bytes under `(kind, key)`; each process [registers](Reader::register) once, then
+//! [pins](WorkerSlot::pin), looks up and reads. Nothing in the region is a pointer, so that the writer may use another
+//! mapping of the same memory.
 //!
-//! Rust's atomics are the machine's and "address-free" (C++ [atomics.lockfree]): they mean the same between processes,
-//! at whatever address the memory is mapped.
+//! ```text
+//! region: header | directory | worker places | ledgers | cells | arena of blocks
+//! directory entry (8 bytes) ──▶ block: hash, version, lengths | payload | key | cells it refers to
+//! ```
+//!
+//! * **Publish.** A block is written first and never changes; then one release store of its place in the directory
+//!   makes it the slot's. A reader can see the old block or the new one, nothing between.
+//! * **Reclaim.** A worker announces the zone's version that it reads by (`protocol::epoch`). The writer frees an old
+//!   block when every live pin is newer than its retirement; the pins of dead processes are cleared.
+//! * **Cells.** Counters that outlive the update of their resource. What a worker counts as active is in its ledger too,
+//!   so that the writer can give it back when the worker is killed (`protocol::gauge`).
+//! * **Crash of the writer.** Its allocator is private memory, rebuilt from the directory when a writer attaches.
+//!
+//! Atomics are address-free: two mappings of the same memory act as one. The standard library promises the layout of
+//! the integer alone, but all targets with lock-free 64-bit atomics compile them to instructions that act on the
+//! physical memory (C11 7.17.5 and C++ \[atomics.lockfree\] ask for exactly this of lock-free atomics), and we
+//! compile for no other.
 
-#![deny(unsafe_op_in_unsafe_fn)]
+#[cfg(not(target_has_atomic = "64"))]
+compile_error!("amesh-shm needs lock-free 64-bit atomics: only those are address-free");
 
+#[cfg(not(loom))]
+mod protocol;
+// For the models in tests/loom.rs.
+#[cfg(loom)]
+#[allow(missing_docs)]
+pub mod protocol;
+mod sync;
+
+// Loom's atomics cannot be laid over raw memory, so under loom only the protocol is compiled: the same code.
+#[cfg(not(loom))]
 mod arena;
+#[cfg(not(loom))]
+mod batch;
+#[cfg(not(loom))]
+mod block;
+#[cfg(not(loom))]
 mod cell;
-mod directory;
-mod epoch;
+#[cfg(not(loom))]
+mod cells;
+#[cfg(not(loom))]
+mod error;
+#[cfg(not(loom))]
 mod layout;
+#[cfg(not(loom))]
 mod process;
+#[cfg(not(loom))]
 mod reader;
+#[cfg(not(loom))]
+mod stats;
+#[cfg(not(loom))]
+mod view;
+#[cfg(not(loom))]
 mod writer;
 
-pub use cell::Cell;
-pub use layout::{format, Options, Region};
-pub use reader::{Held, Pin, Reader, Slot, WorkerSlot};
-pub use writer::{Batch, Commit, Stats, Writer};
-
-/// What goes wrong with a zone.
-#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
-pub enum Error {
-    /// Too little memory to lay a zone out.
-    #[error("zone is too small: needs {needed} bytes, has {available}")]
-    TooSmall {
-        /// Bytes that the fixed parts and one block need.
-        needed: usize,
-        /// Bytes there are.
-        available: usize,
-    },
-    /// No room for an update.
-    #[error("zone is full: needs {needed} bytes, has {available}{hint}")]
-    Full {
-        /// Bytes that the update needs.
-        needed: usize,
-        /// Bytes that are free.
-        available: usize,
-        /// Who holds memory back, and the way out.
-        hint: String,
-    },
-    /// No room in one of the tables.
-    #[error("zone is full: all {capacity} {what} are in use; make the zone larger")]
-    TableFull {
-        /// What the table holds.
-        what: &'static str,
-        /// How many it holds.
-        capacity: usize,
-    },
-    /// The memory is not a zone, or one of another build.
-    #[error("zone was laid out by another build of the module: restart nginx")]
-    Layout,
-    /// The system said no.
-    #[error("{what}: {reason}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// The system's words.
-        reason: String,
-    },
-}
-
-/// Hash of a slot's key: what [`Pin::get_hashed`] wants.
-pub fn hash(kind: u8, key: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64_with_seed(key, u64::from(kind))
-}
+#[cfg(not(loom))]
+pub use crate::{
+    batch::{Batch, Commit},
+    block::hash,
+    cell::{Cell, Gauge, Held},
+    error::Error,
+    layout::{format, Options, Region},
+    reader::{Iter, Pin, Reader, Slot, WorkerSlot},
+    stats::Stats,
+    writer::{Holder, Writer},
+};

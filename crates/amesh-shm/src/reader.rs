@@ -1,220 +1,288 @@
-//! What worker processes do: pin, find, read, count.
+//! The readers' side: processes that register once, then pin and look up.
 
-use crate::cell::Cell;
-use crate::directory::Directory;
-use crate::layout::{check, Header, Region, WorkerEntry};
-use crate::{epoch, hash, process, Error};
+use crate::block::{hash, Block};
+use crate::cell::{target, Cell, Held, UNLEDGERED};
+use crate::error::Error;
+use crate::layout::Region;
+use crate::process::Identity;
+use crate::protocol::directory::{self, Table, EMPTY};
+use crate::protocol::{epoch, place};
+use crate::stats::Stats;
+use crate::sync::Ordering;
+use crate::view::View;
 use std::cell::{Cell as Local, RefCell};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::HashSet;
+use std::marker::PhantomData;
 
-/// A zone that can be read.
-#[derive(Clone, Copy)]
+/// A formatted zone, not yet read by.
+#[derive(Clone, Copy, Debug)]
 pub struct Reader {
-    region: Region,
-    header: &'static Header,
+    view: View,
 }
 
 impl Reader {
-    /// Opens a zone that [`crate::format`] laid out.
+    /// Looks at a zone. `layout_hash` is what [`crate::format`] was given.
     ///
     /// # Errors
-    /// [`Error::Layout`] when it is not one, or of another build.
+    /// [`Error::NotFormatted`], [`Error::Layout`].
     pub fn attach(region: Region, layout_hash: u64) -> Result<Reader, Error> {
-        Ok(Reader { region, header: check(region, layout_hash)? })
+        Ok(Reader { view: View::open(region, layout_hash)? })
     }
 
-    /// Takes a place among the readers, for this process. After a fork the child takes one of its own.
+    /// Takes a place for this process: in the process that will read, that is, after the fork.
     ///
     /// # Errors
-    /// [`Error::TableFull`] when there are more readers than the zone was laid out for.
+    /// [`Error::WorkersFull`] when every place is taken. Those of dead processes are given back by
+    /// [`crate::Writer::reclaim`].
     pub fn register(&self) -> Result<WorkerSlot, Error> {
-        let workers = self.header.workers(self.region);
-        let pid = std::process::id();
-        let start_time = process::start_time(pid).unwrap_or(0);
-        for (index, entry) in workers.iter().enumerate() {
-            if entry.pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-                continue;
+        let own = Identity::own();
+        for (at, worker) in self.view.places().zip(0..) {
+            if place::take(&at.owner.0, own.0) {
+                self.view.prepare_ledger(worker);
+                return Ok(WorkerSlot {
+                    view: self.view,
+                    worker,
+                    own,
+                    depth: Local::new(0),
+                    entries: RefCell::default(),
+                    process: PhantomData,
+                });
             }
-            entry.start_time.store(start_time, Ordering::Release);
-            entry.pinned.store(0, Ordering::Release);
-            let ledger = self.header.ledger(self.region, index);
-            let free = (0..ledger.len() as u32).rev().collect();
-            return Ok(WorkerSlot {
-                reader: *self,
-                entry,
-                ledger,
-                cells: self.header.cells(self.region),
-                directory: Directory::new(self.region),
-                depth: Local::new(0),
-                free: RefCell::new(free),
-                pid,
-            });
         }
-        Err(Error::TableFull { what: "places of workers", capacity: workers.len() })
+        Err(Error::WorkersFull(self.view.layout.max_workers))
     }
 
-    /// The zone's version: one more with every commit, 0 before the first.
+    /// Version of the zone: raised by every commit that changed something.
     pub fn version(&self) -> u64 {
-        self.header.version.0.load(Ordering::Acquire)
+        self.view.header().version.0.load(Ordering::Acquire)
+    }
+
+    /// The cell of an index; `None` when there never was one. See [`WorkerSlot::cell`].
+    pub fn cell(&self, index: u32) -> Option<&Cell> {
+        self.view.cell(index)
     }
 }
 
-/// A process's place among the readers. Not for several threads.
-pub struct WorkerSlot {
-    reader: Reader,
-    entry: &'static WorkerEntry,
-    ledger: &'static [AtomicU32],
-    cells: &'static [Cell],
-    directory: Directory,
-    depth: Local<u32>,
-    /// Entries of the ledger that are free.
-    free: RefCell<Vec<u32>>,
-    pid: u32,
+/// Entries of the ledger that are not in use.
+#[derive(Debug, Default)]
+struct Entries {
+    /// Entries before this one were used at least once.
+    used: u32,
+    returned: Vec<u32>,
 }
 
-/// An active request that was counted: the cell, and where it stands in the ledger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    cell: u32,
-    /// `u32::MAX`: the ledger was full.
-    entry: u32,
+/// A process's place in the zone. Dropped, it gives the place back, and what it still holds.
+#[derive(Debug)]
+pub struct WorkerSlot {
+    view: View,
+    worker: u32,
+    own: Identity,
+    depth: Local<u32>,
+    entries: RefCell<Entries>,
+    /// Pins are counted without atomics: one thread only.
+    process: PhantomData<*const ()>,
 }
 
 impl WorkerSlot {
-    /// Pins what is published now: it stays as long as the result, which must not live long.
+    /// Pins the zone: what is found stays readable until the pin is dropped. One store and a fence; a pin under a pin
+    /// costs a counter. Hold it for a match and a pick, never over a turn of the event loop: it keeps memory from being
+    /// used again.
+    #[inline]
     pub fn pin(&self) -> Pin<'_> {
-        if self.depth.replace(self.depth.get() + 1) == 0 {
-            epoch::pin(&self.entry.pinned, &self.reader.header.epoch.0);
+        let depth = self.depth.get();
+        if depth == 0 {
+            if let Some(place) = self.view.place(self.worker) {
+                epoch::pin(&self.view.header().version.0, &place.pin);
+            }
         }
+        self.depth.set(depth + 1);
         Pin { worker: self }
     }
 
-    /// The zone's version, see [`Reader::version`].
+    /// Version of the zone: raised by every commit that changed something. One load tells that nothing did.
+    #[inline]
     pub fn version(&self) -> u64 {
-        self.reader.version()
+        self.view.header().version.0.load(Ordering::Acquire)
     }
 
-    /// The counters of an index, `None` when it is out of range.
+    /// The cell of an index; `None` when there never was one.
+    ///
+    /// An index from a slot stays that of its key while the pin lives, and while the process holds something on it
+    /// ([`WorkerSlot::acquire`]): count totals before the release.
+    #[inline]
     pub fn cell(&self, index: u32) -> Option<&Cell> {
-        self.cells.get(index as usize)
+        self.view.cell(index)
     }
 
-    /// Counts an active request (`rq_active`, `rq_total`), so that it is given back even if this process is killed.
-    /// `None` when the cell is out of range.
+    /// Counts a request on a cell (`rq_total`), and as active (`rq_active`). `None` when there is no such cell.
+    ///
+    /// Call it under the pin that the index was read by. It is noted in this worker's ledger, so that it is given back
+    /// when the worker is killed. When the ledger is full, it counts all the same, and the zone's statistics say so.
+    #[inline]
     pub fn acquire(&self, cell: u32) -> Option<Held> {
-        let counters = self.cell(cell)?;
-        counters.rq_total.fetch_add(1, Ordering::Relaxed);
-        // Counted before it is written down: who is killed between the two leaves one too many, never one too few.
-        counters.rq_active.fetch_add(1, Ordering::Relaxed);
-        let entry = match self.free.borrow_mut().pop() {
-            Some(entry) => {
-                self.ledger[entry as usize].store(cell + 1, Ordering::Release);
-                entry
-            }
-            None => {
-                self.reader.header.unledgered.fetch_add(1, Ordering::Relaxed);
-                u32::MAX
-            }
-        };
-        Some(Held { cell, entry })
+        self.cell(cell)?.rq_total.fetch_add(1, Ordering::Relaxed);
+        self.hold(cell, false)
     }
 
-    /// Gives back what [`WorkerSlot::acquire`] counted.
-    pub fn release(&self, held: Held) {
-        if let Some(entry) = self.ledger.get(held.entry as usize) {
-            entry.store(0, Ordering::Release);
-            self.free.borrow_mut().push(held.entry);
-        } else {
-            self.reader.header.unledgered.fetch_sub(1, Ordering::Relaxed);
+    /// Counts an open connection on a cell (`cx_active`), as [`WorkerSlot::acquire`].
+    #[inline]
+    pub fn acquire_connection(&self, cell: u32) -> Option<Held> {
+        self.cell(cell)?;
+        self.hold(cell, true)
+    }
+
+    fn hold(&self, cell: u32, connection: bool) -> Option<Held> {
+        let target = target(cell, connection);
+        let books = self.view.books(self.worker)?;
+        let mut entries = self.entries.borrow_mut();
+        let entry = entries.returned.pop().unwrap_or(entries.used);
+        if books.acquire(&self.view, target, entry) {
+            entries.used = entries.used.max(entry + 1);
+            return Some(Held(entry));
         }
-        if let Some(cell) = self.cell(held.cell) {
-            cell.rq_active.fetch_sub(1, Ordering::Relaxed);
+        self.view.header().unledgered.fetch_add(1, Ordering::Relaxed);
+        books.unledgered(&self.view, target, true).then_some(Held(UNLEDGERED | target))
+    }
+
+    /// Gives back what [`WorkerSlot::acquire`] or [`WorkerSlot::acquire_connection`] gave, once.
+    #[inline]
+    pub fn release(&self, held: Held) {
+        let Some(books) = self.view.books(self.worker) else { return };
+        if held.0 & UNLEDGERED != 0 {
+            books.unledgered(&self.view, held.0 & !UNLEDGERED, false);
+        } else if books.release(&self.view, held.0) {
+            self.entries.borrow_mut().returned.push(held.0);
         }
     }
 }
 
 impl Drop for WorkerSlot {
     fn drop(&mut self) {
-        // A child that was forked with its parent's slot must not take it away.
-        if self.pid != std::process::id() {
+        // A child that was forked since has a copy of this, but not the place.
+        if std::process::id() != self.own.pid() {
             return;
         }
-        give_back(self.ledger, self.cells);
-        self.entry.pinned.store(0, Ordering::Release);
-        self.entry.pid.store(0, Ordering::Release);
-    }
-}
-
-/// Takes what a ledger says off its cells. Returns how much that was.
-pub(crate) fn give_back(ledger: &[AtomicU32], cells: &[Cell]) -> u64 {
-    let mut n = 0;
-    for entry in ledger {
-        let cell = match entry.load(Ordering::Acquire) {
-            0 => continue,
-            cell => cell - 1,
-        };
-        entry.store(0, Ordering::Release);
-        if let Some(cell) = cells.get(cell as usize) {
-            cell.rq_active.fetch_sub(1, Ordering::Relaxed);
-            n += 1;
+        if let Some(books) = self.view.books(self.worker) {
+            books.settle(&self.view);
+        }
+        if let Some(place) = self.view.place(self.worker) {
+            place::leave(&place.owner.0, &place.pin);
         }
     }
-    n
 }
 
-/// What is published stays while this lives.
+/// While it lives, all that it finds stays as it is.
+#[derive(Debug)]
 pub struct Pin<'a> {
     worker: &'a WorkerSlot,
 }
 
-/// A published resource.
-#[derive(Clone, Copy, Debug)]
-pub struct Slot<'a> {
-    /// The version that the writer gave it.
+/// One resource as it was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot<'p> {
+    /// Version that the writer gave the resource.
     pub version: u64,
-    /// Its bytes, aligned to 16.
-    pub bytes: &'a [u8],
+    /// The payload, aligned to 16 bytes.
+    pub bytes: &'p [u8],
+    /// Where the directory has it, for [`Pin::by_id`].
+    pub id: u32,
+}
+
+impl<'p> Slot<'p> {
+    fn new(id: usize, block: Block<'p>) -> Slot<'p> {
+        Slot { version: block.version(), bytes: block.payload(), id: id as u32 }
+    }
 }
 
 impl Pin<'_> {
-    /// The resource of a key.
+    /// Finds a slot by kind and key.
+    #[inline]
     pub fn get(&self, kind: u8, key: &[u8]) -> Option<Slot<'_>> {
         self.get_hashed(kind, hash(kind, key), key)
     }
 
-    /// The resource of a key whose [`hash`] is known.
+    /// As [`Pin::get`], with the [`hash`] of kind and key that the caller kept.
+    #[inline]
     pub fn get_hashed(&self, kind: u8, hash: u64, key: &[u8]) -> Option<Slot<'_>> {
-        // SAFETY: the pin holds back every block that is found while it lives.
-        let block = unsafe {
-            let (_, offset) = self.worker.directory.find(kind, hash, key)?;
-            self.worker.directory.block(offset)
-        };
-        Some(Slot { version: block.version, bytes: block.payload() })
+        let (id, _, block) = self.worker.view.find(kind, hash, key)?;
+        Some(Slot::new(id, block))
     }
 
-    /// All resources of a kind, in no order.
-    pub fn iter(&self, kind: u8) -> impl Iterator<Item = (&[u8], Slot<'_>)> {
-        self.worker
-            .directory
-            .offsets()
-            // SAFETY: as above.
-            .map(|offset| unsafe { self.worker.directory.block(offset) })
-            .filter(move |block| block.kind == kind)
-            .map(|block| (block.key(), Slot { version: block.version, bytes: block.payload() }))
+    /// The slot that was found at `id` before, if it is still that of this hash (the caller compares versions). `None`
+    /// does not mean that it is gone: entries move when others are removed. Look it up by key then.
+    #[inline]
+    pub fn by_id(&self, id: u32, hash: u64) -> Option<Slot<'_>> {
+        let view = &self.worker.view;
+        if id as usize > view.mask() {
+            return None;
+        }
+        let word = view.entry(id as usize).load(Ordering::Acquire);
+        let block = view.block(directory::block(word)).filter(|b| b.hash() == hash)?;
+        Some(Slot::new(id as usize, block))
     }
 
-    /// Sizes and counts of the zone.
-    pub fn stats(&self) -> crate::Stats {
-        crate::writer::stats(self.worker.reader.region, self.worker.reader.header)
+    /// Figures of the zone.
+    pub fn stats(&self) -> Stats {
+        self.worker.view.stats()
+    }
+
+    /// All slots of a kind, in no order, with their keys: for status pages, since it looks at every entry there is.
+    pub fn iter(&self, kind: u8) -> Iter<'_> {
+        Iter { view: &self.worker.view, kind, entries: self.entries().into_iter() }
+    }
+
+    /// The directory's entries, each once, as they were at one time; under removals without end, as they nearly were.
+    fn entries(&self) -> Vec<(usize, u32)> {
+        let view = &self.worker.view;
+        let mut entries = Vec::new();
+        for _ in 0..100 {
+            let moves = view.moves().load(Ordering::Acquire);
+            let mut seen = HashSet::new();
+            entries.clear();
+            for index in 0..=view.mask() {
+                let word = view.entry(index).load(Ordering::Acquire);
+                if word != EMPTY && seen.insert(directory::block(word)) {
+                    entries.push((index, directory::block(word)));
+                }
+            }
+            if view.moves().load(Ordering::Acquire) == moves {
+                break;
+            }
+        }
+        entries
     }
 }
 
 impl Drop for Pin<'_> {
+    #[inline]
     fn drop(&mut self) {
         let depth = self.worker.depth.get() - 1;
         self.worker.depth.set(depth);
         if depth == 0 {
-            epoch::unpin(&self.worker.entry.pinned);
+            if let Some(place) = self.worker.view.place(self.worker.worker) {
+                epoch::unpin(&place.pin);
+            }
+        }
+    }
+}
+
+/// Slots of a kind: key and slot.
+#[derive(Debug)]
+pub struct Iter<'p> {
+    view: &'p View,
+    kind: u8,
+    entries: std::vec::IntoIter<(usize, u32)>,
+}
+
+impl<'p> Iterator for Iter<'p> {
+    type Item = (&'p [u8], Slot<'p>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (index, unit) = self.entries.next()?;
+            if let Some(block) = self.view.block(unit).filter(|b| b.kind() == self.kind) {
+                return Some((block.key(), Slot::new(index, block)));
+            }
         }
     }
 }

@@ -1,436 +1,355 @@
-//! The one writer: commits batches, frees what nobody reads any more, and gives back what dead workers held.
+//! The writer's side: one thread of one process.
 
 use crate::arena::Arena;
-use crate::cell::Cell;
-use crate::directory::{Block, Directory};
-use crate::layout::{check, Header, Region};
-use crate::reader::give_back;
-use crate::{epoch, hash, process, Error};
+use crate::block::Content;
+use crate::cells::Cells;
+use crate::error::Error;
+use crate::layout::{Region, UNIT};
+use crate::process::{Identity, Life};
+use crate::protocol::directory::{self, Table, EMPTY};
+use crate::protocol::{epoch, place};
+use crate::stats::Stats;
+use crate::sync::Ordering;
+use crate::view::View;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::Ordering;
 
-/// The writer of a zone. There must be one at a time.
-pub struct Writer {
-    region: Region,
-    header: &'static Header,
-    directory: Directory,
-    cells: &'static [Cell],
-    arena: Arena,
-    retired: VecDeque<Retired>,
-    cell_of: HashMap<u64, u32>,
-    free_cells: Vec<u32>,
-}
-
-/// What may be in use by readers that pinned `epoch` or an older one.
+/// A run of units that readers may still look at.
+#[derive(Debug)]
 struct Retired {
-    epoch: u64,
-    what: What,
+    at: u64,
+    unit: u32,
+    units: u32,
+    /// Whether it is a block; else what a writer before this one left, of which nothing more is known.
+    block: bool,
 }
 
-enum What {
-    Block { offset: usize, len: usize },
-    Cell(u32),
+/// A worker that keeps retired memory from being used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// Its pid.
+    pub pid: u32,
+    /// Whether it is stopped (SIGSTOP, a debugger): it holds the memory until someone lets it go on.
+    pub stopped: bool,
 }
 
-/// Changes that are published together.
-#[derive(Default)]
-pub struct Batch {
-    puts: Vec<Put>,
-    removes: Vec<(u8, Vec<u8>)>,
-}
-
-struct Put {
-    kind: u8,
-    key: Vec<u8>,
-    version: u64,
-    payload: Vec<u8>,
-}
-
-/// What a commit did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Commit {
-    /// Slots that were written.
-    pub put: usize,
-    /// Slots whose bytes were the same already.
-    pub unchanged: usize,
-    /// Slots that were removed.
-    pub removed: usize,
-    /// The zone's version afterwards.
-    pub version: u64,
-}
-
-/// Sizes and counts of a zone, in bytes where nothing else is said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// The zone's version.
-    pub version: u64,
-    /// All of the zone.
-    pub size: u64,
-    /// What blocks can use.
-    pub capacity: u64,
-    /// Published.
-    pub used: u64,
-    /// Replaced, and held back by readers.
-    pub retired: u64,
-    /// Published resources.
-    pub slots: u64,
-    /// Resources there can be.
-    pub slots_max: u64,
-    /// Cells in use.
-    pub cells: u64,
-    /// Cells there can be.
-    pub cells_max: u64,
-    /// Processes that read.
-    pub workers: u64,
-    /// Updates that were rejected because there was no room.
-    pub full_rejections: u64,
-    /// Active requests that a killed worker would not give back.
-    pub unledgered: u64,
-    /// Active requests given back for workers that were killed.
-    pub reaped: u64,
-}
-
-pub(crate) fn stats(region: Region, header: &Header) -> Stats {
-    let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-    Stats {
-        version: header.version.0.load(Ordering::Acquire),
-        size: region.len() as u64,
-        capacity: header.arena_end - header.arena,
-        used: load(&header.used),
-        retired: load(&header.retired),
-        slots: load(&header.slots),
-        slots_max: u64::from(header.directory_capacity) / 4 * 3,
-        cells: load(&header.cells_used),
-        cells_max: header.max_cells.into(),
-        workers: header.workers(region).iter().filter(|w| w.pid.load(Ordering::Relaxed) != 0).count() as u64,
-        full_rejections: load(&header.full_rejections),
-        unledgered: load(&header.unledgered),
-        reaped: load(&header.reaped),
-    }
-}
-
-impl Batch {
-    /// An empty batch.
-    pub fn new() -> Batch {
-        Batch::default()
-    }
-
-    /// Publishes `payload` under a key of at most 65535 bytes.
-    pub fn put(&mut self, kind: u8, key: &[u8], version: u64, payload: &[u8]) {
-        self.puts.push(Put { kind, key: key.to_vec(), version, payload: payload.to_vec() });
-    }
-
-    /// Removes a key.
-    pub fn remove(&mut self, kind: u8, key: &[u8]) {
-        self.removes.push((kind, key.to_vec()));
-    }
+/// The one writer of a zone.
+#[derive(Debug)]
+pub struct Writer {
+    pub(crate) view: View,
+    /// Number of this writer: the zone's last one is the writer.
+    number: u64,
+    arena: Arena,
+    pub(crate) cells: Cells,
+    retired: VecDeque<Retired>,
+    retired_units: usize,
+    used_units: usize,
+    slots: usize,
+    holders: Vec<Holder>,
 }
 
 impl Writer {
-    /// Takes a zone over, from nobody or from a writer that is gone. What is published stays; all else is free once
-    /// no reader can be in it.
+    /// Becomes the zone's writer. Any writer before must have ended: it gets [`Error::Superseded`] from now on, but what
+    /// it does at this very moment is not guarded against.
+    ///
+    /// What is free is found from the directory; a commit that was cut short stays as far as it came, in whole slots.
     ///
     /// # Errors
-    /// [`Error::Layout`] when it is no zone, or of another build.
+    /// [`Error::NotFormatted`], [`Error::Layout`], [`Error::Damaged`].
     pub fn attach(region: Region, layout_hash: u64) -> Result<Writer, Error> {
-        let header = check(region, layout_hash)?;
-        let mut writer = Writer {
-            region,
-            header,
-            directory: Directory::new(region),
-            cells: header.cells(region),
-            arena: Arena::default(),
-            retired: VecDeque::new(),
-            cell_of: HashMap::new(),
-            free_cells: Vec::new(),
-        };
-        let mut live: Vec<(usize, usize)> = writer
-            .directory
-            .offsets()
-            // SAFETY: only the writer frees blocks.
-            .map(|offset| (offset, unsafe { writer.directory.block(offset) }.own_size()))
-            .collect();
-        live.sort_unstable();
-        let used: usize = live.iter().map(|(_, len)| len).sum();
-        header.used.store(used as u64, Ordering::Relaxed);
-        header.slots.store(live.len() as u64, Ordering::Relaxed);
-        header.retired.store(0, Ordering::Relaxed);
-        live.push((header.arena_end as usize, 0));
-        let epoch = epoch::advance(&header.epoch.0);
-        let mut at = header.arena as usize;
-        for (offset, len) in live {
-            writer.retire(epoch, What::Block { offset: at, len: offset - at });
-            at = offset + len;
-        }
-        for (index, cell) in writer.cells.iter().enumerate().rev() {
-            match cell.key.load(Ordering::Relaxed) {
-                0 => writer.free_cells.push(index as u32),
-                key => drop(writer.cell_of.insert(key, index as u32)),
+        let view = View::open(region, layout_hash)?;
+        let number = view.header().writer.load(Ordering::Relaxed) + 1;
+        view.header().writer.store(number, Ordering::Relaxed);
+        finish_removal(&view);
+
+        let mut blocks = Vec::new();
+        for index in 0..=view.mask() {
+            let word = view.entry(index).load(Ordering::Relaxed);
+            if word != EMPTY {
+                let unit = directory::block(word);
+                let block = view.block(unit).ok_or(Error::Damaged { at: unit as usize * UNIT })?;
+                blocks.push((unit, block));
             }
         }
-        writer.reclaim();
+        blocks.sort_unstable_by_key(|&(unit, _)| unit);
+
+        // Readers may still look at what the last writer retired: all that is between the blocks is retired now.
+        let at = epoch::advance(&view.header().version.0);
+        let referred = blocks.iter().flat_map(|(_, block)| block.cells());
+        let mut writer = Writer {
+            view,
+            number,
+            arena: Arena::default(),
+            cells: Cells::attach(&view, referred, at),
+            retired: VecDeque::new(),
+            retired_units: 0,
+            used_units: 0,
+            slots: blocks.len(),
+            holders: Vec::new(),
+        };
+        let mut end = (view.layout.arena / UNIT) as u32;
+        for (unit, block) in &blocks {
+            let units = unit.checked_sub(end).ok_or(Error::Damaged { at: *unit as usize * UNIT })?;
+            writer.retire(Retired { at, unit: end, units, block: false });
+            writer.used_units += block.units();
+            end = unit + block.units() as u32;
+        }
+        let units = (view.layout.len / UNIT) as u32 - end;
+        writer.retire(Retired { at, unit: end, units, block: false });
+        writer.collect();
         Ok(writer)
     }
 
-    fn retire(&mut self, epoch: u64, what: What) {
-        if let What::Block { len, .. } = what {
-            if len == 0 {
-                return;
-            }
-            self.header.retired.fetch_add(len as u64, Ordering::Relaxed);
-        }
-        self.retired.push_back(Retired { epoch, what });
-    }
-
-    /// Publishes a batch: puts in their order, then removals. The batch is written whole or not at all.
+    /// Finds or takes the cell of a key. It stays that of the key until [`Writer::release_cell`], or until the last slot
+    /// is gone that was published [with](crate::Batch::put_with_cells) it.
     ///
     /// # Errors
-    /// [`Error::Full`] and [`Error::TableFull`]: nothing was changed.
-    pub fn commit(&mut self, batch: &Batch) -> Result<Commit, Error> {
-        let mut done = Commit::default();
-        let mut fresh = Vec::with_capacity(batch.puts.len());
-        for (index, put) in batch.puts.iter().enumerate() {
-            let hash = hash(put.kind, &put.key);
-            let content = xxhash_rust::xxh3::xxh3_64(&put.payload);
-            // SAFETY: only the writer frees blocks.
-            let same = unsafe {
-                self.directory.find(put.kind, hash, &put.key).is_some_and(|(_, offset)| {
-                    let block = self.directory.block(offset);
-                    block.content == content && block.payload() == put.payload
-                })
-            };
-            if same {
-                done.unchanged += 1;
-            } else {
-                fresh.push((index, hash, content));
-            }
-        }
-        let placed = self.place(batch, &fresh)?;
-        for ((index, hash, content), offset) in fresh.into_iter().zip(placed) {
-            let put = &batch.puts[index];
-            self.write(put, hash, content, offset);
-            self.swing(put, hash, offset);
-            done.put += 1;
-        }
-        for (kind, key) in &batch.removes {
-            let hash = hash(*kind, key);
-            // SAFETY: as above.
-            if let Some((at, offset)) = unsafe { self.directory.find(*kind, hash, key) } {
-                self.directory.clear(at);
-                self.replaced(offset);
-                self.header.slots.fetch_sub(1, Ordering::Relaxed);
-                done.removed += 1;
-            }
-        }
-        if done.put + done.removed > 0 {
-            self.header.version.0.fetch_add(1, Ordering::Release);
-            epoch::advance(&self.header.epoch.0);
-        }
-        done.version = self.header.version.0.load(Ordering::Relaxed);
-        self.reclaim();
-        Ok(done)
+    /// [`Error::CellsFull`], [`Error::Superseded`].
+    pub fn cell(&mut self, key: &[u8]) -> Result<u32, Error> {
+        self.check()?;
+        let given = self.cells.give(&self.view, key);
+        self.note();
+        given
     }
 
-    /// Finds room for every block of a batch, or for none.
-    fn place(&mut self, batch: &Batch, fresh: &[(usize, u64, u64)]) -> Result<Vec<usize>, Error> {
-        let slots_max = self.header.directory_capacity as usize / 4 * 3;
-        if self.header.slots.load(Ordering::Relaxed) as usize + fresh.len() > slots_max {
-            // Only now it is worth to count which of them are new.
-            let new = fresh
-                .iter()
-                // SAFETY: only the writer frees blocks.
-                .filter(|(i, hash, _)| unsafe {
-                    self.directory.find(batch.puts[*i].kind, *hash, &batch.puts[*i].key).is_none()
-                })
-                .count();
-            if self.header.slots.load(Ordering::Relaxed) as usize + new > slots_max {
-                self.header.full_rejections.fetch_add(1, Ordering::Relaxed);
-                return Err(Error::TableFull { what: "slots", capacity: slots_max });
-            }
-        }
-        let mut placed = Vec::with_capacity(fresh.len());
-        for (index, ..) in fresh {
-            let put = &batch.puts[*index];
-            let size = Block::size(put.key.len(), put.payload.len());
-            let offset = self.arena.take(size).or_else(|| {
-                self.reclaim();
-                self.arena.take(size)
-            });
-            match offset {
-                Some(offset) => placed.push(offset),
-                None => {
-                    for (offset, (index, ..)) in placed.into_iter().zip(fresh) {
-                        let put = &batch.puts[*index];
-                        self.arena.give(offset, Block::size(put.key.len(), put.payload.len()));
-                    }
-                    self.header.full_rejections.fetch_add(1, Ordering::Relaxed);
-                    let size = |i: usize| Block::size(batch.puts[i].key.len(), batch.puts[i].payload.len());
-                    return Err(Error::Full {
-                        needed: fresh.iter().map(|(i, ..)| size(*i)).sum(),
-                        available: self.arena.free_bytes(),
-                        hint: self.hint(),
-                    });
-                }
-            }
-        }
-        Ok(placed)
-    }
-
-    /// Why less is free than could be.
-    fn hint(&self) -> String {
-        let retired = self.header.retired.load(Ordering::Relaxed);
-        let holding = self.holders();
-        if retired == 0 || holding.is_empty() {
-            return "; make the zone larger".to_owned();
-        }
-        format!("; {retired} bytes more are held back by process {holding:?}, which is stopped while it reads")
-    }
-
-    fn write(&self, put: &Put, hash: u64, content: u64, offset: usize) {
-        // SAFETY: the range was just taken from the arena: it is large enough, aligned, and nobody reads it.
-        unsafe {
-            let at = self.region.at(offset);
-            at.cast::<Block>().write(Block {
-                hash,
-                version: put.version,
-                content,
-                len: put.payload.len() as u32,
-                key_len: put.key.len() as u16,
-                kind: put.kind,
-            });
-            let key = at.add(size_of::<Block>());
-            std::ptr::copy_nonoverlapping(put.key.as_ptr(), key, put.key.len());
-            let payload = at.add(Block::size(put.key.len(), 0));
-            std::ptr::copy_nonoverlapping(put.payload.as_ptr(), payload, put.payload.len());
-        }
-        let size = Block::size(put.key.len(), put.payload.len());
-        self.header.used.fetch_add(size as u64, Ordering::Relaxed);
-    }
-
-    fn swing(&mut self, put: &Put, hash: u64, offset: usize) {
-        // SAFETY: only the writer frees blocks.
-        if let Some((at, old)) = unsafe { self.directory.find(put.kind, hash, &put.key) } {
-            self.directory.set(at, hash, offset);
-            self.replaced(old);
-        } else if let Some(at) = self.directory.vacancy(hash) {
-            self.directory.set(at, hash, offset);
-            self.header.slots.fetch_add(1, Ordering::Relaxed);
+    /// Gives a cell back that no slot was published with. It is used again when no worker can know of it any more.
+    pub fn release_cell(&mut self, cell: u32) {
+        if self.check().is_ok() {
+            self.cells.release(&self.view, cell, self.version());
         }
     }
 
-    /// A block is not to be found any more: it is free when no reader can be in it.
-    fn replaced(&mut self, offset: usize) {
-        // SAFETY: only the writer frees blocks, and this one is not freed yet.
-        let len = unsafe { self.directory.block(offset) }.own_size();
-        self.header.used.fetch_sub(len as u64, Ordering::Relaxed);
-        let epoch = self.header.epoch.0.load(Ordering::Relaxed);
-        self.retire(epoch, What::Block { offset, len });
+    /// Version of the zone.
+    pub fn version(&self) -> u64 {
+        self.view.header().version.0.load(Ordering::Relaxed)
     }
 
-    /// Frees what no reader can be in, after dead workers were seen to.
+    /// Puts the places of dead workers in order: their pins, and what their ledgers say that they held. Returns their
+    /// pids. Call it now and then, and when a worker died: commits look after dead workers only where these hold memory
+    /// back. A worker is dead when it is a zombie, or when its pid is gone or another process's.
+    pub fn reap(&mut self) -> Vec<u32> {
+        if self.check().is_err() {
+            return Vec::new();
+        }
+        (0..self.view.layout.max_workers).filter_map(|worker| self.reap_place(worker)).collect()
+    }
+
+    /// Frees what no live pin holds. Commits do this too.
     pub fn reclaim(&mut self) {
-        let Some(oldest) = self.retired.front().map(|r| r.epoch) else { return };
-        let workers = self.header.workers(self.region);
-        if workers.iter().any(|w| epoch::holds(&w.pinned, oldest)) {
-            self.reap();
-        }
-        // Cells that are still counted on go back to the end: each is looked at once.
-        for _ in 0..self.retired.len() {
-            let Some(retired) = self.retired.front() else { break };
-            if workers.iter().any(|w| epoch::holds(&w.pinned, retired.epoch)) {
-                break;
-            }
-            match self.retired.pop_front().map(|r| r.what) {
-                Some(What::Block { offset, len }) => {
-                    self.header.retired.fetch_sub(len as u64, Ordering::Relaxed);
-                    self.arena.give(offset, len);
-                }
-                Some(What::Cell(index)) => self.free_cell(index),
-                None => break,
-            }
+        if self.check().is_ok() {
+            self.collect();
         }
     }
 
-    /// Clears the places of workers that are gone, and gives back what they held.
-    pub fn reap(&mut self) {
-        for (index, entry) in self.header.workers(self.region).iter().enumerate() {
-            let pid = entry.pid.load(Ordering::Acquire);
-            let started = entry.start_time.load(Ordering::Acquire);
-            // A place that is just being taken has no start time yet.
-            let alive = |found| started == 0 || found == started;
-            if pid == 0 || process::start_time(pid).is_some_and(alive) {
+    /// Workers that held retired memory back when it was looked at last. One that is found again and again, or is
+    /// stopped, fills the zone in the end.
+    pub fn holders(&self) -> &[Holder] {
+        &self.holders
+    }
+
+    /// Figures of the zone.
+    pub fn stats(&self) -> Stats {
+        self.view.stats()
+    }
+
+    /// Puts the figures that only the writer knows where all can see them.
+    fn note(&self) {
+        let header = self.view.header();
+        for (figure, value) in [
+            (&header.used, self.used_units * UNIT),
+            (&header.free, self.arena.free() * UNIT),
+            (&header.largest_free, self.arena.largest() * UNIT),
+            (&header.retired, self.retired_units * UNIT),
+            (&header.slots, self.slots),
+            (&header.cells, self.cells.len()),
+        ] {
+            figure.store(value as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this is still the zone's writer.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match self.view.header().writer.load(Ordering::Relaxed) == self.number {
+            true => Ok(()),
+            false => Err(Error::Superseded),
+        }
+    }
+
+    /// Writes a block that nobody sees yet.
+    pub(crate) fn write(&mut self, content: &Content) -> Option<u32> {
+        let units = u32::try_from(content.units()).ok()?;
+        let unit = self.arena.take(units).or_else(|| {
+            self.collect();
+            self.arena.take(units)
+        })?;
+        // SAFETY: the arena has given these units, which lie in the region, to nobody else; no pin can see them.
+        unsafe { content.write(self.view.region().at(unit as usize * UNIT)) };
+        Some(unit)
+    }
+
+    /// Takes a block back that nobody saw; returns its units.
+    pub(crate) fn unwrite(&mut self, unit: u32) -> usize {
+        let units = self.view.block(unit).map_or(0, |b| b.units());
+        self.arena.give(unit, units as u32);
+        units
+    }
+
+    /// Counts a refused batch, and says why.
+    pub(crate) fn full(&mut self, needed: usize) -> Error {
+        self.view.header().full_rejections.fetch_add(1, Ordering::Relaxed);
+        Error::Full {
+            needed: needed * UNIT,
+            available: self.arena.free() * UNIT,
+            largest: self.arena.largest() * UNIT,
+            retired: self.retired_units * UNIT,
+            holders: self.holders.iter().map(|h| h.pid).collect(),
+        }
+    }
+
+    /// Fails when the directory has no room for `new` slots.
+    pub(crate) fn room_for(&self, new: usize) -> Result<(), Error> {
+        let available = self.view.layout.max_slots.saturating_sub(self.slots);
+        if new <= available {
+            return Ok(());
+        }
+        self.view.header().full_rejections.fetch_add(1, Ordering::Relaxed);
+        Err(Error::SlotsFull { needed: new, available })
+    }
+
+    /// Makes a written block the slot's; retires the one before. Returns the block's units.
+    pub(crate) fn publish(&mut self, unit: u32) -> usize {
+        let view = self.view;
+        let Some(block) = view.block(unit) else { return 0 };
+        match view.find(block.kind(), block.hash(), block.key()) {
+            Some((index, old, old_block)) => {
+                directory::swing(&view, index, block.hash(), unit);
+                self.retire_block(old, old_block.units());
+            }
+            None => {
+                // The directory is two thirds full at most: there is an empty entry.
+                directory::insert(&view, block.hash(), unit);
+                self.slots += 1;
+            }
+        }
+        self.used_units += block.units();
+        self.cells.refer(&view, block.cells());
+        block.units()
+    }
+
+    /// Removes a slot; `false` when there is none.
+    pub(crate) fn unpublish(&mut self, kind: u8, hash: u64, key: &[u8]) -> bool {
+        let view = self.view;
+        let Some((index, unit, block)) = view.find(kind, hash, key) else { return false };
+        directory::remove(&view, index, |unit| view.block(unit).map_or(0, |b| b.hash()));
+        self.retire_block(unit, block.units());
+        self.slots -= 1;
+        true
+    }
+
+    /// Ends a commit: from the next version on, readers cannot find what was retired.
+    pub(crate) fn advance(&mut self) {
+        epoch::advance(&self.view.header().version.0);
+        self.collect();
+    }
+
+    fn retire_block(&mut self, unit: u32, units: usize) {
+        self.used_units -= units;
+        self.retire(Retired { at: self.version(), unit, units: units as u32, block: true });
+    }
+
+    fn retire(&mut self, retired: Retired) {
+        if retired.units > 0 {
+            self.retired_units += retired.units as usize;
+            self.retired.push_back(retired);
+        }
+    }
+
+    /// Frees what no pin holds; where a dead worker holds it, puts that right first.
+    fn collect(&mut self) {
+        self.free_older();
+        self.look_for_holders();
+        self.note();
+    }
+
+    fn look_for_holders(&mut self) {
+        self.holders.clear();
+        let Some(newest) = self.retired.back().map(|r| r.at) else { return };
+        let mut reaped = false;
+        for worker in 0..self.view.layout.max_workers {
+            let Some(place) = self.view.place(worker) else { continue };
+            let pin = place.pin.load(Ordering::Acquire);
+            let owner = Identity(place.owner.0.load(Ordering::Acquire));
+            if pin == epoch::UNPINNED || pin > newest || owner.0 == place::NOBODY {
                 continue;
             }
-            let n = give_back(self.header.ledger(self.region, index), self.cells);
-            self.header.reaped.fetch_add(n, Ordering::Relaxed);
-            entry.pinned.store(0, Ordering::Release);
-            entry.start_time.store(0, Ordering::Release);
-            entry.pid.store(0, Ordering::Release);
+            match owner.life() {
+                Life::Dead => reaped |= self.reap_dead(worker, owner),
+                life => self.holders.push(Holder { pid: owner.pid(), stopped: life == Life::Stopped }),
+            }
+        }
+        if reaped {
+            self.free_older();
         }
     }
 
-    /// Processes whose pins hold memory back right now.
-    pub fn holders(&self) -> Vec<u32> {
-        let Some(oldest) = self.retired.front().map(|r| r.epoch) else { return Vec::new() };
-        self.header
-            .workers(self.region)
-            .iter()
-            .filter(|w| epoch::holds(&w.pinned, oldest))
-            .map(|w| w.pid.load(Ordering::Relaxed))
-            .collect()
+    fn free_older(&mut self) {
+        let view = self.view;
+        let oldest = epoch::oldest(view.places().map(|p| &p.pin));
+        while self.retired.front().is_some_and(|r| r.at < oldest) {
+            let Some(retired) = self.retired.pop_front() else { break };
+            if retired.block {
+                if let Some(block) = view.block(retired.unit) {
+                    self.cells.forget(block.cells(), retired.at);
+                }
+            }
+            self.retired_units -= retired.units as usize;
+            poison(&view, &retired);
+            self.arena.give(retired.unit, retired.units);
+        }
+        self.cells.sweep(&view, oldest);
     }
 
-    /// The cell of a key: the one that it has, or a new one with all counters at 0.
-    ///
-    /// # Errors
-    /// [`Error::TableFull`] when all are in use.
-    pub fn cell(&mut self, key: &[u8]) -> Result<u32, Error> {
-        let key = xxhash_rust::xxh3::xxh3_64(key).max(1);
-        if let Some(index) = self.cell_of.get(&key) {
-            return Ok(*index);
-        }
-        if self.free_cells.is_empty() {
-            self.reclaim();
-        }
-        let index =
-            self.free_cells.pop().ok_or(Error::TableFull { what: "cells of counters", capacity: self.cells.len() })?;
-        let cell = &self.cells[index as usize];
-        cell.cursor.store(0, Ordering::Relaxed);
-        cell.rq_active.store(0, Ordering::Relaxed);
-        for counter in [&cell.rq_total, &cell.rq_error, &cell.cx_connect_fail] {
-            counter.store(0, Ordering::Relaxed);
-        }
-        cell.key.store(key, Ordering::Release);
-        self.cell_of.insert(key, index);
-        self.header.cells_used.fetch_add(1, Ordering::Relaxed);
-        Ok(index)
+    /// Puts a place in order if its process is dead; returns its pid.
+    fn reap_place(&mut self, worker: u32) -> Option<u32> {
+        let owner = Identity(self.view.place(worker)?.owner.0.load(Ordering::Acquire));
+        (owner.0 != place::NOBODY && owner.life() == Life::Dead && self.reap_dead(worker, owner)).then_some(owner.pid())
     }
 
-    /// A cell that no published resource names any more: another key may have it when nobody counts on it.
-    pub fn release_cell(&mut self, index: u32) {
-        let Some(cell) = self.cells.get(index as usize) else { return };
-        let key = cell.key.load(Ordering::Relaxed);
-        if self.cell_of.remove(&key).is_some() {
-            let epoch = self.header.epoch.0.load(Ordering::Relaxed);
-            self.retire(epoch, What::Cell(index));
+    fn reap_dead(&mut self, worker: u32, owner: Identity) -> bool {
+        let Some(place) = self.view.place(worker) else { return false };
+        if !place::reap(&place.owner.0, owner.0) {
+            return false;
+        }
+        if let Some(books) = self.view.books(worker) {
+            books.settle(&self.view);
+        }
+        place::leave(&place.owner.0, &place.pin);
+        self.view.header().reaped.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+}
+
+/// A writer that died in a removal left one entry twice: goes on from there.
+fn finish_removal(view: &View) {
+    let mut seen = HashMap::new();
+    for index in 0..=view.mask() {
+        let word = view.entry(index).load(Ordering::Relaxed);
+        if word == EMPTY {
+            continue;
+        }
+        if let Some(first) = seen.insert(directory::block(word), index) {
+            let hash_of = |unit| view.block(unit).map_or(0, |b| b.hash());
+            let hash = hash_of(directory::block(word)) as usize;
+            let from_home = |index: usize| index.wrapping_sub(hash) & view.mask();
+            let later = if from_home(first) > from_home(index) { first } else { index };
+            return directory::remove(view, later, hash_of);
         }
     }
+}
 
-    fn free_cell(&mut self, index: u32) {
-        let cell = &self.cells[index as usize];
-        if cell.rq_active.load(Ordering::Relaxed) > 0 {
-            // A long request still counts on it; it is looked at again later.
-            let epoch = self.header.epoch.0.load(Ordering::Relaxed);
-            self.retire(epoch, What::Cell(index));
-            return;
-        }
-        cell.key.store(0, Ordering::Release);
-        self.free_cells.push(index);
-        self.header.cells_used.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Sizes and counts.
-    pub fn stats(&self) -> Stats {
-        stats(self.region, self.header)
+/// Makes a read after free seen: what is freed is overwritten, in builds for tests.
+fn poison(view: &View, retired: &Retired) {
+    if cfg!(debug_assertions) && retired.block {
+        // SAFETY: the units lie in the region, and nobody can see them any more.
+        unsafe { view.region().at(retired.unit as usize * UNIT).write_bytes(0xdd, retired.units as usize * UNIT) }
     }
 }
