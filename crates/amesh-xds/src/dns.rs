@@ -197,4 +197,13 @@ mod tests {
         let e = Resolver::new(None).lookup("no such name", DnsFamily::All).await.unwrap_err();
         assert!(e.to_string().contains("\"no such name\""), "{e}");
     }
+
+    #[tokio::test]
+    async fn a_mark_is_set_or_what_it_needs_is_said() {
+        let socket = TcpSocket::new_v4().unwrap();
+        match set_mark(&socket, Some(7)) {
+            Ok(()) => assert_eq!(socket2::SockRef::from(&socket).mark().unwrap(), 7),
+            Err(e) => assert!(e.to_string().contains("SO_MARK 7") && e.to_string().contains("CAP_NET_ADMIN"), "{e}"),
+        }
+    }
 }

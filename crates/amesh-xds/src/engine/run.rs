@@ -23,6 +23,8 @@ const TICK: Duration = Duration::from_secs(1);
 const SNAPSHOT_QUIET: Duration = Duration::from_secs(1);
 /// ... and so long after the first one at the latest.
 const SNAPSHOT_LATEST: Duration = Duration::from_secs(10);
+/// Writing a snapshot takes one part of this many of the thread's time at most: a large mesh changes all the time.
+const SNAPSHOT_SHARE: u32 = 50;
 
 /// What [`Engine::load`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +84,8 @@ pub struct Engine<P, L> {
     snapshot: Option<SnapshotStatus>,
     unresolved: BTreeMap<String, String>,
     dirty: bool,
+    /// No snapshot is written before.
+    rest: Instant,
     /// An outage is told once, until it is over.
     outage: Option<(Instant, HashMap<usize, String>)>,
 }
@@ -110,6 +114,7 @@ impl<P: Publisher, L: Log> Engine<P, L> {
             snapshot: None,
             unresolved: BTreeMap::new(),
             dirty: true,
+            rest: Instant::now(),
             outage: None,
         };
         engine.describe();
@@ -194,8 +199,8 @@ impl<P: Publisher, L: Log> Engine<P, L> {
     }
 
     /// Keeps the world up to date until [`Command::Stop`] comes or nobody can send commands any more. `wake` becomes
-    /// readable when commands were sent (an eventfd or a pipe, non-blocking, of this thread's descriptors); it stays
-    /// the caller's. May be called again after an error.
+    /// readable when commands were sent (an eventfd, best; of this thread's descriptors). Nothing is read from it: every
+    /// write to it is heard, and a full one is looked at within a second. May be called again after an error.
     ///
     /// # Errors
     /// The configuration or the descriptor cannot be used.
@@ -343,13 +348,13 @@ impl<P: Publisher, L: Log> Engine<P, L> {
     fn next_timer(&self, running: &Running) -> Instant {
         let warm =
             self.world.store.warm_deadline().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now())));
-        let save = running.save.map(|(due, latest)| due.min(latest));
+        let save = running.save.map(|(due, latest)| due.min(latest).max(self.rest));
         [warm, save].into_iter().flatten().fold(running.next_tick, Instant::min)
     }
 
     fn on_timer(&mut self, running: &mut Running) {
         let at = Instant::now();
-        if running.save.is_some_and(|(due, latest)| due <= at || latest <= at) {
+        if running.save.is_some_and(|(due, latest)| due.min(latest).max(self.rest) <= at) {
             running.save = None;
             self.save();
         }
@@ -364,7 +369,9 @@ impl<P: Publisher, L: Log> Engine<P, L> {
 
     fn save(&mut self) {
         let Some(path) = self.config.snapshot().cloned() else { return };
+        let begun = Instant::now();
         let written = persist::write(&path, self.config.layout, self.world.store.snapshot());
+        self.rest = Instant::now() + begun.elapsed() * SNAPSHOT_SHARE;
         self.dirty = true;
         let Some(status) = &mut self.snapshot else { return };
         match written {

@@ -1,6 +1,6 @@
 //! Faults of control planes and of the way to them, over loopback.
 
-use super::testing::{cutter, soon, ControlPlane};
+use super::testing::{cutter, soon, ControlPlane, Pki};
 use super::*;
 use envoy_types::pb::envoy::service::discovery::v3::Resource;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -310,4 +310,35 @@ async fn a_name_of_the_hosts_file_is_resolved() {
     connected(&mut link).await;
     server.delta().await.say(response("1")).await;
     assert_eq!(nonce(&mut link).await, "1");
+}
+
+#[tokio::test]
+async fn tls_is_spoken_with_the_right_roots_and_the_right_name_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pki, other) = (Pki::new("istiod.example"), Pki::new("istiod.example"));
+    let (roots, other_roots, token) = (dir.path().join("roots"), dir.path().join("others"), dir.path().join("token"));
+    std::fs::write(&roots, &pki.root).unwrap();
+    std::fs::write(&other_roots, &other.root).unwrap();
+    std::fs::write(&token, "secret").unwrap();
+    let mut server = ControlPlane::start().await;
+    let address = pki.terminate(server.address.clone()).await.to_string();
+    let with = |roots: &std::path::Path, name: Option<&str>| {
+        let tls = Tls { roots: roots.to_owned(), server_name: name.map(str::to_owned), client: None };
+        let target = address.parse().unwrap();
+        let servers = vec![Server { target, tls: Some(tls) }];
+        Settings { servers, token_file: Some(token.clone()), ..settings(&[]) }
+    };
+    let mut link = start(with(&roots, Some("istiod.example")));
+    connected(&mut link).await;
+    let stream = server.delta().await;
+    assert_eq!(stream.headers.get("authorization").unwrap(), "Bearer secret");
+    stream.say(response("1")).await;
+    assert_eq!(nonce(&mut link).await, "1");
+    // The address is no name of the certificate, and the other root did not sign it.
+    for (roots, name, expected) in
+        [(&roots, None, "not valid for name"), (&other_roots, Some("istiod.example"), "invalid peer certificate")]
+    {
+        let (error, ..) = ended(&mut start(with(roots, name))).await;
+        assert!(error.contains("TLS: handshake") && error.contains(expected), "{error}");
+    }
 }
