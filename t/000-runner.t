@@ -1,0 +1,204 @@
+# The runner itself, on plain nginx.
+use lib 't/lib';
+use Test::Nginx::Socket 'no_plan';
+
+use Cwd qw(abs_path);
+use File::Temp qw(tempdir);
+
+no_shuffle();
+run_tests();
+wrong_expectations_fail();
+
+# A runner that passes whatever comes proves nothing: suites with one wrong expectation each must fail, and by that
+# expectation alone.
+sub wrong_expectations_fail {
+    my %wrong = (
+        error_code => "--- error_code: 201\n",
+        response_body => "--- response_body\nbye\n",
+        response_body_like => "--- response_body_like: ^bye\n",
+        response_body_unlike => "--- response_body_unlike: hel+o\n",
+        response_headers => "--- response_headers\nX-A: 2\n",
+        'absent response_headers' => "--- response_headers\n! X-A\n",
+        response_headers_like => "--- response_headers_like\nX-A: [2-9]\n",
+        raw_response_headers_like => "--- raw_response_headers_like: X-B\n",
+        raw_response_headers_unlike => "--- raw_response_headers_unlike: X-A\n",
+        error_log => "--- error_log\nnever said\n",
+        no_error_log => "--- no_error_log\nsignal process started\nhttp request line\n",
+        access_log => "--- access_log\nPOST\n",
+        no_access_log => "--- no_access_log\nGET\n",
+        must_die => "--- must_die\n",
+    );
+    my $lib = abs_path('t/lib');
+    for my $what (sort keys %wrong) {
+        my $dir = tempdir(CLEANUP => 1);
+        open my $out, '>', "$dir/wrong.t" or die "cannot write $dir/wrong.t: $!";
+        print {$out} <<"END";
+use lib '$lib';
+use Test::Nginx::Socket 'no_plan';
+run_tests();
+__DATA__
+
+=== TEST 1: right
+--- config
+    location = /a { add_header X-A 1; return 200 "hello\\n"; }
+--- request
+GET /a
+--- response_body
+hello
+
+=== TEST 2: wrong
+--- config
+    location = /a { add_header X-A 1; return 200 "hello\\n"; }
+--- request
+GET /a
+$wrong{$what}
+END
+        close $out;
+        my $tap = do {
+            local %ENV = (%ENV, TEST_NGINX_SERVROOT => "$dir/servroot", TEST_NGINX_HTML_DIR => "$dir/servroot/html");
+            local $ENV{TEST_NGINX_LOAD_MODULES} = '';
+            `$^X "$dir/wrong.t" 2>&1`;
+        };
+        isnt_zero($?, "a wrong $what fails its suite");
+        my @failed = $tap =~ /^not ok \d+ - (.*)$/mg;
+        ok(@failed == 1 && $failed[0] =~ /^TEST 2: wrong/, "a wrong $what fails by itself") or diag($tap);
+    }
+}
+
+sub isnt_zero {
+    my ($status, $name) = @_;
+    ok($status != 0, $name);
+}
+
+__DATA__
+
+=== TEST 1: a body and a status
+--- config
+    location = /a { return 201 "hello\n"; }
+--- request
+GET /a
+--- more_headers
+X-One: 1
+--- error_code: 201
+--- response_body
+hello
+--- response_headers
+Content-Type: text/plain
+! X-None
+--- raw_response_headers_like: HTTP/1.1 201 Created\r\n
+--- raw_response_headers_unlike: X-None
+--- no_error_log
+[error]
+
+
+=== TEST 2: several requests, a connection for each
+--- config
+    location ~ ^/[xy] { return 200 "$request_uri $connection_requests $http_connection\n"; }
+    location = /no { return 404 "no\n"; }
+--- request eval
+["GET /x", "GET /no", "GET /y"]
+--- error_code eval
+[200, 404, 200]
+--- response_body eval
+["/x 1 close\n", "no\n", "/y 1 close\n"]
+
+
+=== TEST 3: several requests on one connection
+--- config
+    location = /r { return 200 "$connection_requests\n"; }
+--- pipelined_requests eval
+["GET /r", "GET /r", "GET /r"]
+--- response_body eval
+["1\n", "2\n", "3\n"]
+
+
+=== TEST 4: raw bytes, in pieces
+--- config
+    location = /slow { return 200 "got it\n"; }
+--- raw_request eval
+["GET /sl", "ow HTTP/1.0\r\n\r\n"]
+--- raw_request_middle_delay: 0.1
+--- response_body
+got it
+--- response_headers_like
+Content-Length: \d+
+
+
+=== TEST 5: a body that is sent, chunks that come
+--- config
+    location = /echo {
+        proxy_pass http://127.0.0.1:$TEST_NGINX_SERVER_PORT/back;
+    }
+    location = /back { return 200 "$http_content_length $request_method\n"; }
+    location /page { ssi on; ssi_types text/plain; root $TEST_NGINX_HTML_DIR; }
+--- user_files
+>>> page.txt
+<!--# echo var="request_method" -->
+--- request eval
+["POST /echo\nbody", "GET /page.txt"]
+--- response_body_like eval
+["^4 POST\n\$", "^GET\n\$"]
+--- response_headers eval
+["! Transfer-Encoding", "Transfer-Encoding: chunked"]
+
+
+=== TEST 6: a configuration that nginx refuses
+--- config
+    no_such_directive;
+--- must_die
+--- error_log
+[emerg]
+unknown directive "no_such_directive"
+
+
+=== TEST 7: the files of a block, and the environment in it
+--- http_config
+    map $uri $where { default "$TEST_NGINX_HTML_DIR"; }
+--- config
+    location = /where { return 200 "$where\n"; }
+--- user_files
+>>> a.txt
+first
+>>> sub/b.txt
+second
+--- request eval
+["GET /a.txt", "GET /sub/b.txt", "GET /where"]
+--- response_body eval
+["first\n", "second\n", "$ENV{TEST_NGINX_HTML_DIR}\n"]
+
+
+=== TEST 8: logs
+--- config
+    location = /gone { root /nonexistent; }
+--- request
+GET /gone
+--- error_code: 404
+--- error_log eval
+qr/open\(\) "\/nonexistent\/gone" failed/
+--- no_error_log
+[crit]
+[alert]
+--- access_log
+"GET /gone HTTP/1.1" 404
+--- no_access_log
+POST
+
+
+=== TEST 9: HEAD has no body
+--- config
+    location = /h { return 200 "12345"; }
+--- request
+HEAD /h
+--- response_headers
+Content-Length: 5
+--- response_body eval
+""
+
+
+=== TEST 10: a request of HTTP/1.0
+--- config
+    location = /v { return 200 "$server_protocol\n"; }
+--- request
+GET /v HTTP/1.0
+--- response_body
+HTTP/1.0
