@@ -114,7 +114,8 @@ impl Picked {
     }
 }
 
-/// Picks an endpoint of a cluster; `tried` are cells of endpoints not to pick again.
+/// Picks an endpoint of a cluster; `tried` are cells of endpoints not to pick again. The endpoint and its cluster count
+/// a request from now on: the result must come back by [`end`].
 pub fn pick(upstream: &Upstream<'_>, tried: &[u32]) -> Result<Picked, Reason> {
     zone::with_worker(|worker| {
         let (pin, tools) = worker.pin();
@@ -138,7 +139,7 @@ pub fn pick_pinned(
     if matches!(cluster.discovery, ArchivedDiscovery::OriginalDst) {
         let to = upstream.original_dst.ok_or(Reason::NoHealthyUpstream)?;
         let (sockaddr, socklen) = to_sockaddr(to);
-        return Ok(picked(cluster, sockaddr, socklen, u32::MAX, to.is_ipv4()));
+        return Ok(picked(pin, cluster, sockaddr, socklen, u32::MAX, to.is_ipv4()));
     }
     let set = pin.endpoint_set(upstream.cluster).ok_or(Reason::NoHealthyUpstream)?;
     let endpoint =
@@ -157,16 +158,20 @@ pub fn pick_pinned(
             (s, l, false)
         }
     };
-    Ok(picked(cluster, sockaddr, socklen, endpoint.cell.to_native(), v4))
+    Ok(picked(pin, cluster, sockaddr, socklen, endpoint.cell.to_native(), v4))
 }
 
 fn picked(
+    pin: &zone::Pin<'_>,
     c: &ArchivedCluster,
     sockaddr: libc::sockaddr_storage,
     socklen: libc::socklen_t,
     cell: u32,
     v4: bool,
 ) -> Picked {
+    if let Some(cell) = pin.cell(c.cell.to_native()) {
+        cell.rq_total.fetch_add(1, Ordering::Relaxed);
+    }
     Picked {
         sockaddr,
         socklen,
@@ -176,7 +181,7 @@ fn picked(
         idle_timeout: c.idle_timeout.to_native(),
         max_requests_per_connection: c.max_requests_per_connection.to_native(),
         bind: c.bind.iter().map(IpAddr::from).find(|ip| ip.is_ipv4() == v4),
-        held: None,
+        held: pin.acquire(cell),
     }
 }
 
@@ -201,18 +206,6 @@ fn unix_sockaddr(path: &str) -> Option<(libc::sockaddr_storage, libc::socklen_t)
         offset + path.len() + 1
     };
     Some((storage, len as libc::socklen_t))
-}
-
-/// A try begins: the endpoint and its cluster count one active request more.
-pub fn begin(picked: &mut Picked) {
-    zone::with_worker(|worker| {
-        if let Some(cell) = worker.cell(picked.cluster_cell) {
-            cell.rq_total.fetch_add(1, Ordering::Relaxed);
-        }
-        if picked.cell != u32::MAX {
-            picked.held = worker.acquire(picked.cell);
-        }
-    });
 }
 
 /// A try ends. `connected`: it got as far as a connection.

@@ -119,7 +119,7 @@ unsafe fn map(zone: *mut ngx_shm_zone_t) -> Result<Mapped, String> {
             .ok_or_else(|| format!("cannot take {len} bytes of it"))?;
         (*pool).data = place.as_ptr().cast();
         let region = Region::new(place, len);
-        amesh_shm::format(region, &settings::zone_options(), layout_hash()).map_err(|e| e.to_string())?;
+        amesh_shm::format(region, settings::zone_options(), layout_hash()).map_err(|e| e.to_string())?;
         // A shared mapping that is "moved" with an old length of 0 is mapped a second time.
         let alias = libc::mremap(start.cast(), 0, size, libc::MREMAP_MAYMOVE);
         let alias = if alias == libc::MAP_FAILED {
@@ -242,12 +242,7 @@ impl Worker {
         self.slot.cell(index)
     }
 
-    /// Counts an active request on a cell.
-    pub fn acquire(&mut self, cell: u32) -> Option<Held> {
-        self.slot.acquire(cell)
-    }
-
-    /// Gives back what [`Worker::acquire`] gave.
+    /// Gives back what [`Pin::acquire`] gave.
     pub fn release(&mut self, held: Held) {
         self.slot.release(held);
     }
@@ -289,6 +284,11 @@ impl Pin<'_> {
     /// The endpoints of a cluster.
     pub fn endpoint_set(&self, cluster: &str) -> Option<&ArchivedEndpointSet> {
         self.get(Kind::EndpointSet, hash(Kind::EndpointSet, cluster.as_bytes()), cluster)
+    }
+
+    /// Counts an active request on a cell that was read under this pin.
+    pub fn acquire(&self, cell: u32) -> Option<Held> {
+        self.slot.acquire(cell)
     }
 
     /// Calls `f` with the name and version of every resource of a kind, in the order of names.

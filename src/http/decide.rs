@@ -21,6 +21,7 @@ use amesh_model::listener::{
 use amesh_model::route::{ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster};
 use amesh_model::Kind;
 use ngx::ffi::{self, ngx_http_request_t, ngx_int_t, ngx_str_t};
+use std::ffi::c_void;
 use std::net::SocketAddr;
 
 /// What is known of one request, in the request's pool. All texts live there too.
@@ -140,9 +141,26 @@ pub unsafe fn ctx_or_new(r: *mut ngx_http_request_t) -> Option<*mut Ctx> {
             websocket: false,
             managed: false,
         });
+        let cleanup = ffi::ngx_pool_cleanup_add((*r).pool, 0);
+        if cleanup.is_null() {
+            return None;
+        }
+        (*cleanup).data = place.cast();
+        (*cleanup).handler = Some(give_back);
         *(*r).ctx.add((&raw const super::ngx_http_amesh_module).read().ctx_index) = place.cast();
         Some(place)
     }
+}
+
+/// A request that ended before it went upstream gives its endpoint back.
+extern "C" fn give_back(data: *mut c_void) {
+    guard("the end of a request", (), || {
+        // SAFETY: the pool hands in the context that ctx_or_new made in it.
+        let ctx = unsafe { &mut *data.cast::<Ctx>() };
+        if let Some(mut picked) = ctx.picked.take() {
+            lb::end(&mut picked, false, false);
+        }
+    });
 }
 
 /// The phase handler.

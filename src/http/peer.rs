@@ -83,7 +83,9 @@ unsafe fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t
         if conf.cluster.len > 0 {
             // Plain nginx: no route was asked, the upstream names the cluster.
             (*ctx).set_cluster(conf.cluster);
-            (*ctx).picked = None;
+            if let Some(mut picked) = (*ctx).picked.take() {
+                lb::end(&mut picked, false, false);
+            }
         }
         let peer: *mut Peer = nginx::pool_zeroed((*r).pool);
         if peer.is_null() {
@@ -140,7 +142,10 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
         peer.tries += 1;
         ctx.attempts += 1;
         peer.picked = picked;
-        let Some(name) = peer.picked.text((*r).pool) else { return ERROR };
+        let Some(name) = peer.picked.text((*r).pool) else {
+            lb::end(&mut peer.picked, true, false);
+            return ERROR;
+        };
         peer.name = name;
         ctx.endpoint = name;
         pc.sockaddr = std::ptr::from_mut(&mut peer.picked.sockaddr).cast();
@@ -149,7 +154,6 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
         pc.set_cached(0);
         pc.connection = std::ptr::null_mut();
         pc.local = peer.picked.bind_addr(&mut peer.local, &mut peer.local_sockaddr);
-        lb::begin(&mut peer.picked);
         peer.busy = true;
         tuned((*r).upstream, ctx, peer.picked.connect_timeout, true);
         peer.key = Key { cluster: ctx.cluster_hash, address: peer.picked.address_hash() };

@@ -200,7 +200,6 @@ unsafe fn connect(ctx: &mut Ctx) {
             let picked = ctx.picked.insert(picked);
             let Some(name) = picked.text((*c).pool) else { return end(ctx, ffi::NGX_STREAM_INTERNAL_SERVER_ERROR) };
             ctx.endpoint = name;
-            lb::begin(picked);
             ctx.peer = std::mem::zeroed();
             let peer = &mut ctx.peer;
             peer.sockaddr = std::ptr::from_mut(&mut picked.sockaddr).cast();

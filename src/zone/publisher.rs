@@ -3,13 +3,11 @@
 use super::layout_hash;
 use amesh_model::address::Address;
 use amesh_model::cluster::Cluster;
-use amesh_model::Kind;
 use amesh_shm::{Error, Region, Writer};
 use amesh_xds::engine::{PublishError, Publisher as Publish};
 use amesh_xds::store::{Batch, Item, Value};
 use rkyv::rancor::Error as ArchiveError;
 use rkyv::util::AlignedVec;
-use std::collections::HashMap;
 
 /// Kind of the slot that holds the thread's status as JSON; not one of the model's.
 pub const STATUS_KIND: u8 = 255;
@@ -17,10 +15,6 @@ pub const STATUS_KIND: u8 = 255;
 /// The one writer of a zone.
 pub struct Publisher {
     writer: Writer,
-    /// Cells that a published resource names.
-    cells: HashMap<(Kind, String), Vec<u32>>,
-    /// How many published resources name a cell.
-    uses: HashMap<u32, u32>,
 }
 
 impl Publisher {
@@ -29,7 +23,7 @@ impl Publisher {
     /// # Errors
     /// When the zone is not of this layout.
     pub fn attach(region: Region) -> Result<Publisher, Error> {
-        Ok(Publisher { writer: Writer::attach(region, layout_hash())?, cells: HashMap::new(), uses: HashMap::new() })
+        Ok(Publisher { writer: Writer::attach(region, layout_hash())? })
     }
 
     /// Archives one resource, with its cells of counters filled in; and which cells those are.
@@ -64,70 +58,38 @@ impl Publisher {
         Ok(cell)
     }
 
-    /// A resource names other cells from now on; those that nothing names any more are given back.
-    fn rename(&mut self, key: (Kind, String), cells: Vec<u32>) {
-        for cell in &cells {
-            *self.uses.entry(*cell).or_default() += 1;
-        }
-        let before = if cells.is_empty() { self.cells.remove(&key) } else { self.cells.insert(key, cells) };
-        self.drop_uses(before.unwrap_or_default());
-    }
-
-    fn drop_uses(&mut self, cells: Vec<u32>) {
-        for cell in cells {
-            let Some(uses) = self.uses.get_mut(&cell) else { continue };
-            *uses -= 1;
-            if *uses == 0 {
-                self.uses.remove(&cell);
-                self.writer.release_cell(cell);
-            }
-        }
-    }
-
-    /// A batch that was not published leaves no cells behind.
-    fn unname(&mut self, named: impl IntoIterator<Item = Vec<u32>>) {
-        for cell in named.into_iter().flatten() {
-            if !self.uses.contains_key(&cell) {
-                self.writer.release_cell(cell);
-            }
-        }
-    }
-}
-
-fn error(e: Error) -> PublishError {
-    PublishError::Other(e.to_string())
-}
-
-impl Publish for Publisher {
-    fn publish(&mut self, batch: &Batch) -> Result<(), PublishError> {
-        let mut out = amesh_shm::Batch::new();
-        let mut named = Vec::with_capacity(batch.put.len());
+    fn fill(&mut self, batch: &Batch, out: &mut amesh_shm::Batch, cells: &mut Vec<u32>) -> Result<(), PublishError> {
         for item in &batch.put {
-            match self.archive(item) {
-                Ok((bytes, cells)) => {
-                    out.put(item.kind as u8, item.name.as_bytes(), 0, &bytes);
-                    named.push(cells);
-                }
-                Err(e) => {
-                    self.unname(named);
-                    return Err(e);
-                }
-            }
+            let (bytes, named) = self.archive(item)?;
+            out.put_with_cells(item.kind as u8, item.name.as_bytes(), 0, &bytes, &named);
+            cells.extend(named);
         }
         for (kind, name) in &batch.remove {
             out.remove(*kind as u8, name.as_bytes());
         }
-        if let Err(e) = self.writer.commit(&out) {
-            self.unname(named);
-            return Err(error(e));
-        }
-        for (item, cells) in batch.put.iter().zip(named) {
-            self.rename((item.kind, item.name.clone()), cells);
-        }
-        for (kind, name) in &batch.remove {
-            self.rename((*kind, name.clone()), Vec::new());
-        }
+        self.writer.commit(out).map_err(error)?;
         Ok(())
+    }
+}
+
+fn error(e: Error) -> PublishError {
+    match e {
+        Error::Full { needed, available, .. } if needed > available => {
+            PublishError::Full { needed: needed as u64, available: available as u64 }
+        }
+        e => PublishError::Other(e.to_string()),
+    }
+}
+
+impl Publish for Publisher {
+    fn publish(&mut self, batch: &Batch) -> Result<(), PublishError> {
+        let mut cells = Vec::new();
+        let done = self.fill(batch, &mut amesh_shm::Batch::new(), &mut cells);
+        if done.is_err() {
+            // Cells that only this batch named are free again.
+            cells.into_iter().for_each(|cell| self.writer.release_cell(cell));
+        }
+        done
     }
 
     fn tick(&mut self) {
