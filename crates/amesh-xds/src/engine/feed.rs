@@ -24,6 +24,8 @@ pub(super) enum Feed {
 pub(super) struct FileFeed {
     pub(super) files: Files,
     pub(super) watch: Watch,
+    /// What another source left was dropped already.
+    pub(super) alone: bool,
 }
 
 /// A stream and our side of the protocol.

@@ -7,7 +7,7 @@ use super::{Command, Config, ConfigError, Level, Log, PublishError, Publisher, S
 use crate::ads::{short_name, Apply, Rejected, Resource, TYPES};
 use crate::dns::{Answered, Refresher, Resolver};
 use crate::persist;
-use crate::source::{Changes, Files, Watch};
+use crate::source::{Changes, FileError, Files, Watch};
 use crate::transport::{Event, Link};
 use crossbeam_channel::{Receiver, TryRecvError};
 use std::collections::{BTreeMap, HashMap};
@@ -246,18 +246,16 @@ impl<P: Publisher, L: Log> Engine<P, L> {
                 // Before the first look, so that nothing is missed in between.
                 let watch = Watch::new(path);
                 let mut files = self.files.take().filter(|f| f.path() == path).unwrap_or_else(|| Files::new(path));
-                let fresh = files.is_empty();
                 let changes = files.scan();
-                if fresh {
-                    self.drop_others(&files);
-                }
                 self.take_files(&files, changes);
+                let alone = self.drop_others(&files);
                 let state = if watch.error().is_some() { "polling" } else { "watching" };
                 self.set_state(0, state);
-                if let Some(e) = watch.error() {
+                // A path that cannot be read was told of already.
+                if let Some(e) = watch.error().filter(|_| alone) {
                     self.world.log.log(Level::Warn, &format!("{e}; it is looked at once a second instead"));
                 }
-                Feed::Files(Box::new(FileFeed { files, watch }))
+                Feed::Files(Box::new(FileFeed { files, watch, alone }))
             }
             None => {
                 let settings = self.config.link();
@@ -414,10 +412,11 @@ impl<P: Publisher, L: Log> Engine<P, L> {
         match (event, &mut running.feed) {
             (FeedEvent::Link(event), Feed::Grpc(g)) => self.on_link(event, g),
             (FeedEvent::Files, Feed::Files(f)) => {
-                let FileFeed { files, watch } = &mut **f;
+                let FileFeed { files, watch, alone } = &mut **f;
                 let changes = files.scan();
                 let state = if watch.error().is_some() { "polling" } else { "watching" };
                 self.take_files(files, changes);
+                *alone = *alone || self.drop_others(files);
                 self.set_state(0, state);
             }
             // A task that died (it panicked) is started again, slowly.
@@ -526,9 +525,8 @@ impl<P: Publisher, L: Log> Engine<P, L> {
         for (t, added) in added {
             self.apply_files(files, &t, added, removed.remove(&t).unwrap_or_default());
         }
-        resend(&mut self.world, files);
         if let Some(s) = self.sources.first_mut() {
-            s.files = Some(files.len());
+            s.files = Some(files.count());
             s.file_errors = files.errors().iter().map(ToString::to_string).collect();
         }
         self.dirty = true;
@@ -539,13 +537,17 @@ impl<P: Publisher, L: Log> Engine<P, L> {
         self.world.apply_from(type_url, added, removed, false, &place);
     }
 
-    /// A file source is the whole world: what another source left is gone.
-    fn drop_others(&mut self, files: &Files) {
-        for t in TYPES {
+    /// A file source is the whole world: what another source left is gone, once the files could be read.
+    fn drop_others(&mut self, files: &Files) -> bool {
+        if files.errors().iter().any(|e| matches!(e, FileError::Path { .. })) {
+            return false;
+        }
+        for t in TYPES.into_iter().rev() {
             let held = self.world.held(t).into_iter().map(|(name, _)| name);
             let gone: Vec<String> = held.filter(|name| files.get(t, name).is_none()).collect();
             self.apply_files(files, t, Vec::new(), gone);
         }
+        true
     }
 
     /// The state of the engine: sources, rejected resources with their reasons, ignored fields, what waits, snapshot.

@@ -47,7 +47,9 @@ impl Zone {
             }
         };
         if tokio::time::timeout(Duration::from_secs(10), seen).await.is_err() {
-            panic!("no \"{line}\" in {:#?}", self.0.lock().unwrap().lines);
+            // Not within the panic: the lock would be poisoned for whoever drops the zone.
+            let lines = self.0.lock().unwrap().lines.clone();
+            panic!("no \"{line}\" in {lines:#?}");
         }
     }
 
@@ -148,8 +150,10 @@ pub(super) async fn run<T>(bench: &mut Bench, test: impl AsyncFnOnce(&Zone, &Lin
         remote.send(Command::Stop);
         out
     };
-    let (ran, out) = tokio::join!(soon("the end of the engine", bench.engine.run(&commands, woken.as_fd())), driver);
-    ran.unwrap();
+    // Longer than what the test waits for, which knows better what is missing.
+    let limit = Duration::from_secs(60);
+    let (ran, out) = tokio::join!(tokio::time::timeout(limit, bench.engine.run(&commands, woken.as_fd())), driver);
+    ran.expect("the engine ends").unwrap();
     out
 }
 

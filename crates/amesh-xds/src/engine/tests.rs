@@ -270,6 +270,17 @@ async fn another_configuration_takes_over_and_last_good_serves_meanwhile() {
         remote.send(Command::Configure(files(&two)));
         zone.sees("remove Cluster a").await;
         zone.lines();
+        // Another place that is not there takes nothing away, until it is.
+        let three = dir.path().join("three");
+        remote.send(Command::Configure(files(&three)));
+        eventually("a complaint", || log.with("three: No such file") == 1).await;
+        assert_eq!(zone.lines(), [""; 0]);
+        std::fs::create_dir(&three).unwrap();
+        zone.sees("remove Cluster b").await;
+        remote.send(Command::Configure(files(&two)));
+        zone.sees("remove EndpointSet b").await;
+        eventually("b again", || zone.0.lock().unwrap().lines.iter().any(|l| l.starts_with("put Cluster b@"))).await;
+        zone.lines();
         // A control plane: what the files said serves until it has spoken.
         remote.send(Command::Configure(server(&plane.address)));
         let mut stream = plane.delta().await;

@@ -96,11 +96,11 @@ fn a_directory_that_is_gone_takes_nothing_with_it() {
     assert!(changes.removed.is_empty() && errors(&changes).contains("what was read before stays"));
 }
 
-/// Waits for the watch, then scans, until `name` is there with this version of the file.
+/// Waits for the watch, then scans, until `name` is there. The wait is interrupted all the time, as the engine's is.
 async fn until(watch: &mut Watch, files: &mut Files, name: &str) {
     let soon = async {
         loop {
-            watch.changed().await;
+            while tokio::time::timeout(Duration::from_millis(20), watch.changed()).await.is_err() {}
             if files.scan().added.iter().any(|r| r.name == name) {
                 return;
             }

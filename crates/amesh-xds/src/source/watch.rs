@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{timeout_at, Instant};
 
 /// Writers come in bursts: an editor writes, renames and removes; a pod's volume swaps a link.
 const QUIET: Duration = Duration::from_millis(50);
@@ -20,8 +21,10 @@ pub struct Watch {
     path: PathBuf,
     inotify: Option<AsyncFd<Inotify>>,
     watched: HashMap<PathBuf, WatchDescriptor>,
-    /// Something happened, and it was not said yet.
-    pending: bool,
+    /// Something happened, and it was not said yet: when it is quiet, and when it is said at the latest.
+    burst: Option<(Instant, Instant)>,
+    /// When a path that is not watched is looked at.
+    poll: Option<Instant>,
     /// Why the path is polled instead.
     error: Option<String>,
 }
@@ -29,8 +32,14 @@ pub struct Watch {
 impl Watch {
     /// Starts to watch. Must be called in a runtime. A path that cannot be watched is polled.
     pub fn new(path: &Path) -> Watch {
-        let mut watch =
-            Watch { path: path.to_owned(), inotify: None, watched: HashMap::new(), pending: false, error: None };
+        let mut watch = Watch {
+            path: path.to_owned(),
+            inotify: None,
+            watched: HashMap::new(),
+            burst: None,
+            poll: None,
+            error: None,
+        };
         match Inotify::init().and_then(crate::readiness::readable) {
             Ok(inotify) => watch.inotify = Some(inotify),
             Err(e) => watch.error = Some(format!("inotify: {e}")),
@@ -75,30 +84,48 @@ impl Watch {
         }
     }
 
-    /// Returns when something may have changed and writers have been quiet for a moment. Cancel safe.
+    /// Returns when something may have changed and writers have been quiet for a moment. Cancel safe: who calls it
+    /// again goes on where it was, however often it is interrupted.
     pub async fn changed(&mut self) {
-        if !self.pending {
-            match (&mut self.inotify, &self.error) {
-                (Some(inotify), None) => while !drain(inotify).await {},
-                (Some(inotify), Some(_)) => {
-                    // Whichever is first: the parent may still be watched.
-                    let _ = tokio::time::timeout(POLL, drain(inotify)).await;
+        loop {
+            let Some((quiet, latest)) = self.burst else {
+                if self.something().await {
+                    let now = Instant::now();
+                    self.burst = Some((now + QUIET, now + IMPATIENT));
                 }
-                (None, _) => tokio::time::sleep(POLL).await,
+                continue;
+            };
+            let due = quiet.min(latest);
+            let more = match &mut self.inotify {
+                Some(inotify) if Instant::now() < due => timeout_at(due, drain(inotify)).await.is_ok(),
+                _ => false,
+            };
+            if more {
+                self.burst = Some((Instant::now() + QUIET, latest));
+            } else {
+                (self.burst, self.poll) = (None, None);
+                self.rearm();
+                return;
             }
-            self.pending = true;
         }
-        let until = tokio::time::Instant::now() + IMPATIENT;
-        if let Some(inotify) = &mut self.inotify {
-            while tokio::time::Instant::now() < until {
-                match tokio::time::timeout(QUIET, drain(inotify)).await {
-                    Ok(_) => {}
-                    Err(_) => break,
-                }
+    }
+
+    /// Waits for a first event, or for the time to look without one.
+    async fn something(&mut self) -> bool {
+        if self.error.is_none() {
+            if let Some(inotify) = &mut self.inotify {
+                return drain(inotify).await;
             }
         }
-        self.rearm();
-        self.pending = false;
+        let at = *self.poll.get_or_insert_with(|| Instant::now() + POLL);
+        match &mut self.inotify {
+            // Whichever is first: a directory above may be watched.
+            Some(inotify) => timeout_at(at, drain(inotify)).await.unwrap_or(true),
+            None => {
+                tokio::time::sleep_until(at).await;
+                true
+            }
+        }
     }
 }
 
