@@ -62,13 +62,12 @@ sub _config {
     my ($block, $config, $ports) = @_;
     my $main    = $block->main_config // '';
     my $modules = join ' ', map {"load_module $_;"} split ' ', $NginxTest::Settings::LoadModules;
-    my $S       = 'NginxTest::Settings';
     my $level   = $block->log_level || NginxTest::Settings::log_level();
     my %part    = (
-        main => expand("$main$modules", $ports),
-        http => expand($block->http_config, $ports),
+        main => expand("$modules\n$main", $ports),
+        http => expand(scalar $block->http_config, $ports),
         conf => expand($config, $ports),
-        post => expand($block->post_main_config, $ports),
+        post => expand(scalar $block->post_main_config, $ports),
     );
     my $name = $block->server_name // NginxTest::Settings::server_name();
     my $user = $> == 0 ? 'user root;' : '';
@@ -120,7 +119,7 @@ sub prepare {
     my %ports;
     _clean_root();
     my $text = _config($block, $config, \%ports);
-    _user_files($block->user_files, \%ports);
+    _user_files(scalar $block->user_files, \%ports);
     _write(conf_file(), $text);
 }
 

@@ -37,6 +37,7 @@ our $Root       = File::Spec->rel2abs(
 $ENV{TEST_NGINX_SERVER_PORT} //= $Port;
 $ENV{TEST_NGINX_SERVER_PORT} = $Port if $ENV{TEST_NGINX_RANDOMIZE};
 $ENV{TEST_NGINX_SERVER_ROOT} = $Root;
+$ENV{TEST_NGINX_HTML_DIR} = "$Root/html";
 
 sub repeat_each            { $Repeat      = shift if @_; $Repeat }
 sub workers                { $Workers     = shift if @_; $Workers }

@@ -2,7 +2,7 @@ package Test::Nginx::Socket;
 
 # Runs suites written in the data format of OpenResty's Test::Nginx::Socket. When that library is on Perl's path it is
 # loaded and runs them; else the small runner in NginxTest/ does, which knows the part of the format that our suites
-# use and refuses the rest by name. NginxTest/README.md says which part.
+# use and refuses the rest by name (%known in NginxTest/Runner.pm).
 
 use strict;
 use warnings;
@@ -29,10 +29,10 @@ if (my $file = _installed()) {
     die $@ || "cannot load $file: $!" unless $done;
 } else {
     require Test::Base;
-    require NginxTest::Run;
+    require NginxTest::Runner;
     @ISA    = ('Test::Base');
-    @EXPORT = @NginxTest::Run::EXPORT;
-    NginxTest::Run->import(@EXPORT);
+    @EXPORT = @NginxTest::Runner::EXPORT;
+    NginxTest::Runner->import(@EXPORT);
 }
 
 1;
