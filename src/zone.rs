@@ -159,6 +159,17 @@ pub fn publisher() -> Option<Publisher> {
     Publisher::attach(region?).ok()
 }
 
+/// How long a connection or request waits for the first resources, in seconds.
+pub const READY_WAIT: libc::time_t = 5;
+/// How often it looks, in ms.
+pub const READY_POLL: ffi::ngx_msec_t = 50;
+
+/// Whether to wait for the first resources: there are none yet, and the wait that began at `since` is not over.
+pub fn wait_for_ready(since: libc::time_t) -> bool {
+    let ready = with_worker(|worker| worker.pin().0.is_ready()).unwrap_or(true);
+    !ready && ffi::ngx_time() - since < READY_WAIT
+}
+
 /// What a worker decides with, apart from what it reads.
 pub struct Tools {
     regexes: RegexCache,
@@ -252,6 +263,11 @@ impl Pin<'_> {
     /// The version of the zone.
     pub fn zone_version(&self) -> u64 {
         self.slot.version()
+    }
+
+    /// Whether any resource was published yet: before that nothing can be said of any request.
+    pub fn is_ready(&self) -> bool {
+        self.listener_index().is_some() || Kind::ALL.into_iter().any(|kind| self.pin.iter(kind as u8).next().is_some())
     }
 
     fn get<T: rkyv::Portable>(&self, kind: Kind, hash: u64, name: &str) -> Option<&T> {

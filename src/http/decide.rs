@@ -9,7 +9,7 @@ use super::reply::{self, Flags};
 use super::{filter, srv_conf, Mode};
 use crate::guard::guard;
 use crate::lb::{self, Picked, Reason, Upstream};
-use crate::nginx::{self, pool_str, DECLINED, EMPTY, ERROR};
+use crate::nginx::{self, pool_str, AGAIN, DECLINED, EMPTY, ERROR};
 use crate::zone::{self, Worker};
 use amesh_dataplane::header::Levels;
 use amesh_dataplane::listener::{self, Direction};
@@ -177,6 +177,9 @@ pub extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t {
             if r != (*r).main || ctx(r).is_some() {
                 return DECLINED;
             }
+            if zone::wait_for_ready((*r).start_sec) {
+                return wait(r);
+            }
             let Some(ctx) = ctx_or_new(r) else { return ERROR };
             let ctx = &mut *ctx;
             let Some(captured) = captured(r, direction) else { return ffi::NGX_HTTP_CLOSE as ngx_int_t };
@@ -191,6 +194,19 @@ pub extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t {
             DECLINED
         }
     })
+}
+
+/// Has nginx run this phase again in a while, as its limit_req module does.
+unsafe fn wait(r: *mut ngx_http_request_t) -> ngx_int_t {
+    // SAFETY: the connection of a live request.
+    unsafe {
+        (*r).read_event_handler = Some(ffi::ngx_http_test_reading);
+        (*r).write_event_handler = Some(ffi::ngx_http_core_run_phases);
+        let write = (*(*r).connection).write;
+        (*write).set_delayed(1);
+        ffi::ngx_add_timer(write, zone::READY_POLL);
+    }
+    AGAIN
 }
 
 /// What is known of the request's connection.
@@ -252,6 +268,10 @@ unsafe fn decide(
     unsafe {
         let (pin, tools) = worker.pin();
         ctx.original_dst = Some(captured.destination);
+        if !pin.is_ready() {
+            zone::complain("every request", "no source has said anything yet");
+            return refuse(ctx, 503, Flags::NO_ROUTE, b"");
+        }
         let Some(found) = find_listener(&pin, (*r).connection, captured) else {
             ctx.listener = captured.listener;
             return refuse(ctx, 404, Flags::NO_ROUTE, b"");

@@ -150,10 +150,10 @@ fn address(address: &ArchivedAddress) -> String {
 
 /// Whether requests can be routed: the zone has been filled once.
 fn ready() -> Result<(), String> {
-    match zone::with_worker(|worker| worker.pin().0.zone_version()) {
+    match zone::with_worker(|worker| worker.pin().0.is_ready()) {
         None => Err("this worker has no zone".to_owned()),
-        Some(0) => Err("nothing was received yet from any source".to_owned()),
-        Some(_) => Ok(()),
+        Some(false) => Err("nothing was received yet from any source".to_owned()),
+        Some(true) => Ok(()),
     }
 }
 

@@ -60,6 +60,13 @@ pub extern "C" fn handler(s: *mut ngx_stream_session_t) -> ngx_int_t {
                 // An old worker that ends does not wait for a client that has said nothing yet.
                 return finish(s, Flags::default());
             }
+            if zone::wait_for_ready((*s).start_sec) {
+                let read = (*c).read;
+                (*read).set_timedout(0);
+                (*c).set_idle(1);
+                ffi::ngx_add_timer(read, zone::READY_POLL);
+                return if nginx::handle_read_event(read) { AGAIN } else { ERROR };
+            }
             let captured = &mut *ctx.captured;
             let Some(step) = zone::with_worker(|worker| {
                 let (pin, _) = worker.pin();
