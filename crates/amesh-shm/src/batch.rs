@@ -17,6 +17,13 @@ enum Change {
     Remove { kind: u8, key: Box<[u8]> },
 }
 
+impl Change {
+    fn key(&self) -> (u8, &[u8]) {
+        let (Change::Put { kind, key, .. } | Change::Remove { kind, key }) = self;
+        (*kind, key)
+    }
+}
+
 impl Batch {
     /// A batch that changes nothing.
     pub fn new() -> Batch {
@@ -65,22 +72,25 @@ impl Writer {
     /// it was before.
     pub fn commit(&mut self, batch: &Batch) -> Result<Commit, Error> {
         self.check()?;
+        let last: HashMap<_, _> = batch.changes.iter().map(Change::key).zip(0..).collect();
         let mut transaction = Transaction {
             writer: self,
-            steps: Vec::with_capacity(batch.changes.len()),
-            by_key: HashMap::new(),
+            blocks: Vec::new(),
+            removals: Vec::new(),
             needed: 0,
             full: false,
             unchanged: 0,
         };
-        for change in &batch.changes {
+        for (change, index) in batch.changes.iter().zip(0..) {
+            if last.get(&change.key()) != Some(&index) {
+                continue;
+            }
             match change {
                 Change::Put { kind, key, version, payload, cells } => {
-                    let content =
-                        Content { kind: *kind, hash: hash(*kind, key), version: *version, key, payload, cells };
-                    transaction.put(content)?;
+                    let (kind, version) = (*kind, *version);
+                    transaction.put(Content { kind, hash: hash(kind, key), version, key, payload, cells })?;
                 }
-                Change::Remove { kind, key } => transaction.remove(*kind, key),
+                Change::Remove { kind, key } => transaction.removals.push((*kind, key)),
             }
         }
         transaction.commit()
@@ -90,34 +100,18 @@ impl Writer {
 /// A batch on its way into the zone. Dropped without [`Transaction::commit`], it leaves no trace.
 struct Transaction<'w, 'b> {
     writer: &'w mut Writer,
-    steps: Vec<Step<'b>>,
-    /// Which step is a key's.
-    by_key: HashMap<(u8, &'b [u8]), usize>,
+    /// What was written, and nobody sees yet.
+    blocks: Vec<u32>,
+    removals: Vec<(u8, &'b [u8])>,
     /// Units that the batch needs.
     needed: usize,
     full: bool,
     unchanged: usize,
 }
 
-enum Step<'b> {
-    Put {
-        unit: u32,
-    },
-    /// A put that found no room.
-    Missing {
-        units: usize,
-    },
-    Remove {
-        kind: u8,
-        key: &'b [u8],
-    },
-    /// Overruled by a later step.
-    Void,
-}
-
-impl<'b> Transaction<'_, 'b> {
+impl Transaction<'_, '_> {
     /// Writes the block of a put.
-    fn put(&mut self, content: Content<'b>) -> Result<(), Error> {
+    fn put(&mut self, content: Content) -> Result<(), Error> {
         let Content { kind, key, payload, cells, .. } = content;
         for (what, len) in [("key", key.len()), ("payload", payload.len()), ("list of cells", size_of_val(cells))] {
             if len > MAX_LEN {
@@ -127,81 +121,49 @@ impl<'b> Transaction<'_, 'b> {
         if let Some(&cell) = cells.iter().find(|&&cell| !self.writer.view.cell_is_given(cell)) {
             return Err(Error::NoSuchCell(cell));
         }
-        self.overrule(kind, key);
         if self.writer.view.find(kind, content.hash, key).is_some_and(|(_, _, block)| block.holds(&content)) {
             self.unchanged += 1;
             return Ok(());
         }
-        let units = content.units();
-        self.needed += units;
+        self.needed += content.units();
         // Without room, go on to learn how much is missing.
-        let unit = if self.full { None } else { self.writer.write(&content) };
-        self.full |= unit.is_none();
-        self.step(kind, key, unit.map_or(Step::Missing { units }, |unit| Step::Put { unit }));
+        if !self.full {
+            match self.writer.write(&content) {
+                Some(unit) => self.blocks.push(unit),
+                None => self.full = true,
+            }
+        }
         Ok(())
     }
 
-    fn remove(&mut self, kind: u8, key: &'b [u8]) {
-        self.overrule(kind, key);
-        self.step(kind, key, Step::Remove { kind, key });
-    }
-
-    fn step(&mut self, kind: u8, key: &'b [u8], step: Step<'b>) {
-        self.by_key.insert((kind, key), self.steps.len());
-        self.steps.push(step);
-    }
-
-    fn overrule(&mut self, kind: u8, key: &'b [u8]) {
-        if let Some(index) = self.by_key.remove(&(kind, key)) {
-            match std::mem::replace(&mut self.steps[index], Step::Void) {
-                Step::Put { unit } => self.needed -= self.writer.unwrite(unit),
-                Step::Missing { units } => self.needed -= units,
-                Step::Remove { .. } | Step::Void => {}
-            }
-        }
-    }
-
     fn commit(mut self) -> Result<Commit, Error> {
-        if self.steps.iter().any(|step| matches!(step, Step::Missing { .. })) {
-            let needed = self.needed;
+        if self.full {
             self.roll_back();
-            return Err(self.writer.full(needed));
+            return Err(self.writer.full(self.needed));
         }
-        self.writer.room_for(self.steps.iter().filter(|step| self.is_new(step)).count())?;
+        self.writer.room_for(self.blocks.iter().filter(|&&unit| self.is_new(unit)).count())?;
 
-        let mut done = Commit { version: 0, written: 0, bytes: 0, unchanged: self.unchanged, removed: 0 };
-        let mut removals = Vec::new();
-        for step in std::mem::take(&mut self.steps) {
-            match step {
-                Step::Put { unit } => {
-                    done.bytes += self.writer.publish(unit) * UNIT;
-                    done.written += 1;
-                }
-                Step::Remove { kind, key } => removals.push((kind, key)),
-                Step::Missing { .. } | Step::Void => {}
-            }
+        let written = self.blocks.len();
+        let units: usize = std::mem::take(&mut self.blocks).into_iter().map(|unit| self.writer.publish(unit)).sum();
+        let mut removed = 0;
+        for (kind, key) in std::mem::take(&mut self.removals) {
+            removed += usize::from(self.writer.unpublish(kind, hash(kind, key), key));
         }
-        for (kind, key) in removals {
-            done.removed += usize::from(self.writer.unpublish(kind, hash(kind, key), key));
-        }
-        if done.written + done.removed > 0 {
+        if written + removed > 0 {
             self.writer.advance();
         }
-        done.version = self.writer.version();
-        Ok(done)
+        let version = self.writer.version();
+        Ok(Commit { version, written, bytes: units * UNIT, unchanged: self.unchanged, removed })
     }
 
-    fn is_new(&self, step: &Step) -> bool {
-        let Step::Put { unit } = *step else { return false };
+    fn is_new(&self, unit: u32) -> bool {
         let view = &self.writer.view;
         view.block(unit).is_some_and(|b| view.find(b.kind(), b.hash(), b.key()).is_none())
     }
 
     fn roll_back(&mut self) {
-        for step in std::mem::take(&mut self.steps) {
-            if let Step::Put { unit } = step {
-                self.writer.unwrite(unit);
-            }
+        for unit in std::mem::take(&mut self.blocks) {
+            self.writer.unwrite(unit);
         }
     }
 }
@@ -209,5 +171,6 @@ impl<'b> Transaction<'_, 'b> {
 impl Drop for Transaction<'_, '_> {
     fn drop(&mut self) {
         self.roll_back();
+        self.writer.note();
     }
 }

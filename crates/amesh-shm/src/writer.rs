@@ -152,7 +152,7 @@ impl Writer {
     }
 
     /// Puts the figures that only the writer knows where all can see them.
-    fn note(&self) {
+    pub(crate) fn note(&self) {
         let header = self.view.header();
         for (figure, value) in [
             (&header.used, self.used_units * UNIT),
@@ -186,11 +186,10 @@ impl Writer {
         Some(unit)
     }
 
-    /// Takes a block back that nobody saw; returns its units.
-    pub(crate) fn unwrite(&mut self, unit: u32) -> usize {
+    /// Takes a block back that nobody saw.
+    pub(crate) fn unwrite(&mut self, unit: u32) {
         let units = self.view.block(unit).map_or(0, |b| b.units());
         self.arena.give(unit, units as u32);
-        units
     }
 
     /// Counts a refused batch, and says why.

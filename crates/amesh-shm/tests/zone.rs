@@ -118,6 +118,18 @@ fn a_full_zone_refuses_the_whole_batch_and_says_why() {
 }
 
 #[test]
+fn what_a_later_change_overrules_takes_no_room() {
+    let memory = Memory::new(64 << 10, SMALL);
+    let mut writer = memory.writer();
+    let mut batch = Batch::new();
+    batch.put(1, b"big", 1, &[7; 1 << 20]);
+    batch.put(1, b"small", 1, b"x");
+    batch.remove(1, b"big");
+    let done = writer.commit(&batch).unwrap();
+    assert_eq!((done.written, done.removed), (1, 0));
+}
+
+#[test]
 fn a_full_directory_is_a_full_zone() {
     let memory = Memory::new(256 << 10, SMALL);
     let mut writer = memory.writer();
