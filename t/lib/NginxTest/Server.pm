@@ -61,10 +61,11 @@ sub _user_files {
 sub _config {
     my ($block, $config, $ports) = @_;
     my $main    = $block->main_config // '';
+    # Behind main_config, where Test::Nginx::Socket puts it.
     my $modules = join ' ', map {"load_module $_;"} split ' ', $NginxTest::Settings::LoadModules;
     my $level   = $block->log_level || NginxTest::Settings::log_level();
     my %part    = (
-        main => expand("$modules\n$main", $ports),
+        main => expand("$main$modules", $ports),
         http => expand(scalar $block->http_config, $ports),
         conf => expand($config, $ports),
         post => expand(scalar $block->post_main_config, $ports),
