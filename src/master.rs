@@ -307,13 +307,13 @@ fn own_descriptors(keep: RawFd) {
     }
 }
 
-/// Runs the engine; a panic freezes the data at last good, is logged, and the engine starts again after a pause.
-fn run(first: ZoneEngine, commands: &crossbeam_channel::Receiver<Command<zone::Publisher>>, wake: RawFd) {
+/// Runs the engine; a panic freezes the data at last good, is logged, and the engine goes on after a pause. It is the
+/// same engine: it alone knows what is published, and so what is to be removed.
+fn run(mut engine: ZoneEngine, commands: &crossbeam_channel::Receiver<Command<zone::Publisher>>, wake: RawFd) {
     // SAFETY: this thread's own copy of the descriptor; nothing closes it.
     let wake = unsafe { BorrowedFd::borrow_raw(wake) };
-    let mut next = Some(first);
     let mut pause = Duration::from_secs(1);
-    while let Some(mut engine) = next.take() {
+    loop {
         let ended = catch_unwind(AssertUnwindSafe(|| {
             let runtime = engine::runtime(|| GATE.unlock(), || GATE.lock());
             match runtime {
@@ -324,18 +324,14 @@ fn run(first: ZoneEngine, commands: &crossbeam_channel::Receiver<Command<zone::P
         let reason = match ended {
             Ok(Ok(())) => return,
             Ok(Err(reason)) => reason,
-            Err(payload) => {
-                format!("panicked: {}", crate::guard::message(&payload))
-            }
+            Err(payload) => format!("panicked: {}", crate::guard::message(&payload)),
         };
         ThreadLog::new()
-            .write("crit", &format!("the xDS thread {reason}; last good serves, it starts again in {pause:?}"));
+            .write("crit", &format!("the xDS thread {reason}; last good serves, it goes on in {} s", pause.as_secs()));
         GATE.unlock();
         std::thread::sleep(pause);
         GATE.lock();
         pause = (pause * 2).min(Duration::from_secs(60));
-        let settings = MASTER.lock().settings.clone();
-        next = settings.and_then(|s| new_engine(&s, zone::publisher()?).ok());
     }
 }
 

@@ -12,7 +12,6 @@ use amesh_model::route::ArchivedRouteTable;
 use amesh_model::Kind;
 use amesh_shm::{Reader, Region, WorkerSlot};
 use ngx::ffi::{self, ngx_conf_t, ngx_cycle_t, ngx_int_t, ngx_shm_zone_t, ngx_uint_t};
-use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::c_void;
@@ -138,7 +137,6 @@ fn fill(conf: &MainConf, alias: Region, log: *mut ffi::ngx_log_t) {
         Ok(publisher) => publisher,
         Err(e) => return nginx::log(log, ffi::NGX_LOG_ALERT as ngx_uint_t, format_args!("amesh: {e}")),
     };
-    *NEXT.lock() = Some(alias);
     match master::fill(publisher) {
         Ok(()) => {}
         Err(master::NotFilled::NoThread(publisher)) => master::load(&conf.settings, *publisher, log),
@@ -148,15 +146,6 @@ fn fill(conf: &MainConf, alias: Region, log: *mut ffi::ngx_log_t) {
             format_args!("amesh: zone \"{}\" is new and could not be filled: {e}", conf.settings.zone),
         ),
     }
-}
-
-/// The writer's mapping of the zone that was made last.
-static NEXT: Mutex<Option<Region>> = Mutex::new(None);
-
-/// A writer of the zone in force, for a thread that starts again.
-pub fn publisher() -> Option<Publisher> {
-    let region = *NEXT.lock();
-    Publisher::attach(region?).ok()
 }
 
 /// How long a connection or request waits for the first resources, in seconds.

@@ -123,7 +123,7 @@ events {{ worker_connections 1024; }}
 {mesh}
 {f"stream {{ {self.stream} }}" if self.stream and amesh else ""}
 http {{
-    access_log off;
+    {"" if "access_log" in self.http else "access_log off;"}
     client_body_temp_path {self.dir}/t1; proxy_temp_path {self.dir}/t2;
     fastcgi_temp_path {self.dir}/t3; uwsgi_temp_path {self.dir}/t4; scgi_temp_path {self.dir}/t5;
     {inner}
@@ -144,11 +144,12 @@ http {{
     def __enter__(self):
         self.write_conf()
         try:
-            self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=open(self.dir / "stderr", "w"))
             if self.daemon:
                 assert self.process.wait(10) == 0, self.log()
-            until(lambda: self.alive() and self.answers(self.status), what=f"the start of nginx ({self.log()})")
+            until(lambda: self.alive() and self.answers(self.status), what="the start of nginx")
         except BaseException:
+            print(self.log())
             self.__exit__()
             raise
         return self
@@ -193,8 +194,9 @@ http {{
         until(lambda: set(self.children()) and not before & set(self.children()), what="the reload")
 
     def log(self):
-        path = self.dir / "error.log"
-        return path.read_text() if path.exists() else ""
+        """What nginx wrote to its error log, and before it had one."""
+        paths = (self.dir / "stderr", self.dir / "error.log")
+        return "".join(path.read_text() for path in paths if path.exists())
 
     def answers(self, port):
         try:

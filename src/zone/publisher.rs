@@ -97,6 +97,10 @@ impl Publish for Publisher {
         self.writer.reclaim();
     }
 
+    fn is_read(&mut self) -> bool {
+        self.writer.stats().workers > 0
+    }
+
     fn status(&mut self, json: &str) {
         let mut out = amesh_shm::Batch::new();
         out.put(STATUS_KIND, b"", 0, json.as_bytes());
