@@ -116,12 +116,12 @@ impl View {
     #[inline]
     pub(crate) fn block(&self, unit: u32) -> Option<Block<'_>> {
         let offset = unit as usize * UNIT;
-        if offset < self.layout.arena {
+        if offset < self.layout.arena || offset >= self.layout.len {
             return None;
         }
-        // SAFETY: the directory names only blocks that were written whole (acquired with its entry); the length left is
-        // to the end of the region.
-        unsafe { Block::read(self.region.at(offset), self.layout.len.checked_sub(offset)?) }
+        // SAFETY: in the arena, with the length that is left of it. The directory names only blocks that were written
+        // whole (acquired with its entry).
+        unsafe { Block::read(self.region.at(offset), self.layout.len - offset) }
     }
 
     #[inline]

@@ -352,3 +352,54 @@ fn poison(view: &View, retired: &Retired) {
         unsafe { view.region().at(retired.unit as usize * UNIT).write_bytes(0xdd, retired.units as usize * UNIT) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{format, Batch, Options, Reader};
+    use std::ptr::NonNull;
+
+    #[repr(align(64))]
+    struct Memory([u8; 1 << 16]);
+
+    #[test]
+    fn a_removal_that_was_cut_short_is_finished_by_the_next_writer() {
+        let mut memory = Box::new(Memory([0; 1 << 16]));
+        // SAFETY: aligned, and outlives all that is made of it.
+        let region = unsafe { Region::new(NonNull::from(&mut memory.0).cast(), 1 << 16) };
+        format(region, Options::default(), 1).unwrap();
+        let mut writer = Writer::attach(region, 1).unwrap();
+        let mut batch = Batch::new();
+        (0..60u8).for_each(|key| batch.put(1, &[key], 1, &[key]));
+        writer.commit(&batch).unwrap();
+        let before = writer.stats();
+
+        // An entry has moved back, and where it was is not yet closed.
+        let view = writer.view;
+        let load = |index| view.entry(index).load(Ordering::Relaxed);
+        let at = (0..view.mask()).find(|&i| load(i) != EMPTY && load(i + 1) == EMPTY).unwrap();
+        view.entry(at + 1).store(load(at), Ordering::Relaxed);
+        drop(writer);
+        let writer = Writer::attach(region, 1).unwrap();
+        assert_eq!(load(at + 1), EMPTY);
+        assert_ne!(load(at), EMPTY);
+        assert_eq!((writer.stats().slots, writer.stats().used), (before.slots, before.used));
+        let worker = Reader::attach(region, 1).unwrap().register().unwrap();
+        assert!((0..60u8).all(|key| worker.pin().get(1, &[key]).unwrap().bytes == [key]));
+    }
+
+    #[test]
+    fn a_damaged_directory_is_refused() {
+        let mut memory = Box::new(Memory([0; 1 << 16]));
+        // SAFETY: as above.
+        let region = unsafe { Region::new(NonNull::from(&mut memory.0).cast(), 1 << 16) };
+        format(region, Options::default(), 1).unwrap();
+        let view = View::open(region, 1).unwrap();
+        for unit in [1, (1 << 16) / UNIT as u32, u32::MAX] {
+            view.entry(3).store(unit.into(), Ordering::Relaxed);
+            assert_eq!(Writer::attach(region, 1).err(), Some(Error::Damaged { at: unit as usize * UNIT }));
+            let worker = Reader::attach(region, 1).unwrap().register().unwrap();
+            assert_eq!(worker.pin().iter(1).count(), 0);
+        }
+    }
+}
