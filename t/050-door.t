@@ -109,7 +109,6 @@ Server: envoy
 
 === TEST 4: what is not HTTP goes to the TCP proxy
 --- config
---- main_config
 --- routes
 - match: {prefix: /}
   direct_response: {status: 200, body: {inline_string: http}}
@@ -117,6 +116,8 @@ Server: envoy
 "\x{16}\x{03}not http\r\n\r\n"
 --- error_code: 400
 --- response_body_like: 400 Bad Request
+--- access_log
+door door c=one e=127.0.0.1:1985 f=-
 
 
 === TEST 5: TCP without inspection
@@ -149,8 +150,6 @@ door door c=two e=127.0.0.1:1986 f=-
 === TEST 7: more than any buffer, both ways
 --- config
 --- tcp: one
---- http_config
---- user_files
 --- routes
 - match: {prefix: /}
   route: {cluster: one}

@@ -148,8 +148,8 @@ $routes
 END
 }
 
-# "one" and "two" with one endpoint each, "both", "down" whose port nobody listens on, "flaky" with that one first
-# by priority of health, "empty" without endpoints.
+# "one" and "two" with one endpoint each, "both" with these two, "down" whose port nobody listens on, "flaky" with that
+# endpoint and a good one, "empty" without endpoints.
 sub clusters {
     my %ports = (
         one => ['BACKEND'],
