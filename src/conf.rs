@@ -56,6 +56,8 @@ pub struct MainConf {
     pub settings: Settings,
     /// The zone that nginx made for it; null without a block.
     pub shm_zone: *mut ffi::ngx_shm_zone_t,
+    /// The cycle that this is part of; null without a block.
+    pub cycle: *mut ngx_cycle_t,
 }
 
 static mut COMMANDS: [ngx_command_t; 2] = [
@@ -111,7 +113,12 @@ pub unsafe fn main_conf<'a>(cycle: *mut ngx_cycle_t) -> Option<&'a mut MainConf>
 
 extern "C" fn create_conf(cycle: *mut ngx_cycle_t) -> *mut c_void {
     guard("amesh", std::ptr::null_mut(), || {
-        let conf = MainConf { present: false, settings: Settings::default(), shm_zone: std::ptr::null_mut() };
+        let conf = MainConf {
+            present: false,
+            settings: Settings::default(),
+            shm_zone: std::ptr::null_mut(),
+            cycle: std::ptr::null_mut(),
+        };
         // SAFETY: nginx hands in the cycle that it makes.
         nginx::pool_value(unsafe { (*cycle).pool }, conf).map_or(std::ptr::null_mut(), |p| p.cast())
     })

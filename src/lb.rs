@@ -211,14 +211,15 @@ fn unix_sockaddr(path: &str) -> Option<(libc::sockaddr_storage, libc::socklen_t)
 /// A try ends. `connected`: it got as far as a connection.
 pub fn end(picked: &mut Picked, failed: bool, connected: bool) {
     zone::with_worker(|worker: &mut Worker| {
-        if let Some(held) = picked.held.take() {
-            worker.release(held);
-        }
+        // A cell may be another's as soon as nothing is held on it.
         for cell in [picked.cell, picked.cluster_cell] {
             if let Some(cell) = worker.cell(cell).filter(|_| failed) {
                 let counter = if connected { &cell.rq_error } else { &cell.cx_connect_fail };
                 counter.fetch_add(1, Ordering::Relaxed);
             }
+        }
+        if let Some(held) = picked.held.take() {
+            worker.release(held);
         }
     });
 }

@@ -9,6 +9,7 @@ mod conf;
 mod guard;
 mod http;
 mod lb;
+mod listening;
 mod master;
 mod nginx;
 mod original_dst;

@@ -9,7 +9,7 @@
 use crate::conf::{MainConf, Settings};
 use crate::guard::guard;
 use crate::nginx::{self, OK};
-use crate::{settings, zone};
+use crate::{listening, settings, zone};
 use amesh_xds::engine::{self, Command, Engine};
 use ngx::ffi::{self, ngx_cycle_t, ngx_int_t, ngx_uint_t};
 use parking_lot::Mutex;
@@ -215,6 +215,7 @@ pub fn commit(cycle: *mut ngx_cycle_t, conf: Option<&mut MainConf>) -> ngx_int_t
                     return nginx::ERROR;
                 }
             };
+            listening::note(cycle);
             let mut master = MASTER.lock();
             if master.settings.as_ref() != Some(&conf.settings) {
                 master.settings = Some(conf.settings.clone());
@@ -416,6 +417,11 @@ impl ThreadLog {
 fn gettid() -> libc::pid_t {
     // SAFETY: has no preconditions.
     unsafe { libc::gettid() }
+}
+
+/// Warns as the thread does.
+pub fn warn(text: &str) {
+    engine::Log::log(&ThreadLog::new(), engine::Level::Warn, text);
 }
 
 impl engine::Log for ThreadLog {

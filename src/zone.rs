@@ -73,6 +73,7 @@ pub fn add(cf: *mut ngx_conf_t, conf: &mut MainConf) -> *mut c_char {
         (*zone).init = Some(init_zone);
         (*zone).data = std::ptr::from_mut(conf).cast();
         conf.shm_zone = zone;
+        conf.cycle = (*cf).cycle;
     }
     CONF_OK
 }
@@ -133,6 +134,7 @@ unsafe fn map(zone: *mut ngx_shm_zone_t) -> Result<Mapped, String> {
 
 /// Fills a new zone before any worker sees it: from the thread, where there is one, else from file or snapshot.
 fn fill(conf: &MainConf, alias: Region, log: *mut ffi::ngx_log_t) {
+    crate::listening::note(conf.cycle);
     let publisher = match Publisher::attach(alias) {
         Ok(publisher) => publisher,
         Err(e) => return nginx::log(log, ffi::NGX_LOG_ALERT as ngx_uint_t, format_args!("amesh: {e}")),

@@ -168,6 +168,8 @@ unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) {
             }
             _ => return,
         };
+        // $status reads this first.
+        (*r).err_status = status;
         let out = &mut (*r).headers_out;
         out.status = status;
         out.status_line = EMPTY;

@@ -64,10 +64,28 @@ pub unsafe fn set_up(cf: *mut ngx_conf_t) -> *mut c_char {
     CONF_OK
 }
 
-extern "C" fn init_upstream(_: *mut ngx_conf_t, us: *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t {
-    // SAFETY: nginx hands in the upstream whose directive was `amesh`.
-    unsafe { (*us).peer.init = Some(init_peer) };
-    OK
+extern "C" fn init_upstream(cf: *mut ngx_conf_t, us: *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t {
+    guard("the upstream", ERROR, || {
+        // SAFETY: nginx hands in the upstream whose directive was `amesh`, complete.
+        unsafe {
+            if (*(*us).servers).nelts != 1 {
+                let file = std::ffi::CStr::from_ptr((*us).file_name.cast()).to_string_lossy();
+                nginx::log(
+                    (*cf).log,
+                    ffi::NGX_LOG_EMERG as ngx_uint_t,
+                    format_args!(
+                        "upstream \"{}\" has \"amesh\" and \"server\": endpoints come from the mesh, remove the \
+                         \"server\" lines in {file}:{}",
+                        nginx::text((*us).host),
+                        (*us).line
+                    ),
+                );
+                return ERROR;
+            }
+            (*us).peer.init = Some(init_peer);
+        }
+        OK
+    })
 }
 
 extern "C" fn init_peer(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t) -> ngx_int_t {

@@ -143,6 +143,25 @@ extern "C" fn postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
         unsafe {
             let ctx = (*cf).ctx.cast::<ffi::ngx_stream_conf_ctx_t>();
             let core: *mut ffi::ngx_stream_core_main_conf_t = nginx::slot_of((*ctx).main_conf, symbols.core);
+            for server in (*core).servers.as_slice::<*mut ffi::ngx_stream_core_srv_conf_t>() {
+                let conf: *const SrvConf =
+                    nginx::slot_of((*(**server).ctx).srv_conf, &raw const ngx_stream_amesh_module);
+                let ours = (**server).handler.is_some_and(|h| {
+                    std::ptr::fn_addr_eq(h, proxy::handler as unsafe extern "C" fn(*mut ngx_stream_session_t))
+                });
+                if (*conf).mode != Mode::Off as u8 && !ours {
+                    let file = CStr::from_ptr((**server).file_name.cast()).to_string_lossy();
+                    nginx::log(
+                        (*cf).log,
+                        ffi::NGX_LOG_EMERG as ngx_uint_t,
+                        format_args!(
+                            "\"amesh\" is not together with \"proxy_pass\" or \"return\" in the server at {file}:{}",
+                            (**server).line
+                        ),
+                    );
+                    return ERROR;
+                }
+            }
             let phase = &mut (*core).phases[ffi::ngx_stream_phases_NGX_STREAM_PREACCESS_PHASE as usize];
             let handler = ffi::ngx_array_push(&mut phase.handlers).cast::<ffi::ngx_stream_handler_pt>();
             if handler.is_null() {

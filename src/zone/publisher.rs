@@ -1,6 +1,7 @@
 //! The writer's side of the zone: batches of the store become archived bytes in slots.
 
 use super::layout_hash;
+use crate::listening;
 use amesh_model::address::Address;
 use amesh_model::cluster::Cluster;
 use amesh_shm::{Error, Region, Writer};
@@ -83,6 +84,11 @@ fn error(e: Error) -> PublishError {
 
 impl Publish for Publisher {
     fn publish(&mut self, batch: &Batch) -> Result<(), PublishError> {
+        for item in &batch.put {
+            if let Value::Listener(listener) = &item.value {
+                listening::check(listener);
+            }
+        }
         let mut cells = Vec::new();
         let done = self.fill(batch, &mut amesh_shm::Batch::new(), &mut cells);
         if done.is_err() {

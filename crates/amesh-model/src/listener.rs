@@ -222,7 +222,7 @@ pub enum Underscores {
 /// Which listener takes a captured connection, by its original destination. Derived from all listeners.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct ListenerIndex {
-    /// Listeners that take captured outbound connections (`bind_to_port: false`), `ip:port` or `[ip]:port` → name.
+    /// Listeners that take outbound connections by their destination, `ip:port` or `[ip]:port` → name.
     /// `0.0.0.0:80` and `[::]:80` are asked after the exact address.
     pub by_address: HashMap<String, String>,
     /// The listener with `use_original_dst` of the outbound direction, empty: none.

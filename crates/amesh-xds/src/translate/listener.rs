@@ -312,7 +312,8 @@ pub fn listener_index<'a>(
             if slot.is_empty() {
                 slot.clone_from(&l.name);
             }
-        } else if !l.bind_to_port {
+        } else if !(inbound && l.bind_to_port) {
+            // A bound listener too: nginx's own `listen` may serve it, and Envoy hands captured connections to it.
             for a in &l.addresses {
                 index.by_address.entry(key(a)).or_insert_with(|| l.name.clone());
             }
