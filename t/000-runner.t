@@ -10,7 +10,12 @@ $ENV{TEST_NGINX_HTML_DIR} ||= html_dir();
 
 no_shuffle();
 run_tests();
-wrong_expectations_fail();
+# The library has tests of its own.
+if (NginxTest::Runner->can('run_tests')) {
+    wrong_expectations_fail();
+    what_is_wrong_ends_the_run();
+    the_library_goes_first();
+}
 
 # A runner that passes whatever comes proves nothing: suites with one wrong expectation each must fail, and by that
 # expectation alone.
@@ -31,16 +36,8 @@ sub wrong_expectations_fail {
         no_access_log => "--- no_access_log\nGET\n",
         must_die => "--- must_die\n",
     );
-    my $lib = abs_path('t/lib');
     for my $what (sort keys %wrong) {
-        my $dir = tempdir(CLEANUP => 1);
-        open my $out, '>', "$dir/wrong.t" or die "cannot write $dir/wrong.t: $!";
-        print {$out} <<"END";
-use lib '$lib';
-use Test::Nginx::Socket 'no_plan';
-run_tests();
-__DATA__
-
+        my ($status, $tap) = suite(<<"END");
 === TEST 1: right
 --- config
     location = /a { add_header X-A 1; return 200 "hello\\n"; }
@@ -56,16 +53,58 @@ hello
 GET /a
 $wrong{$what}
 END
-        close $out;
-        my $tap = do {
-            local %ENV = (%ENV, TEST_NGINX_SERVROOT => "$dir/servroot", TEST_NGINX_SERVER_PORT => server_port() + 7);
-            delete @ENV{qw(TEST_NGINX_RANDOMIZE TEST_NGINX_CLIENT_PORT TEST_NGINX_HTML_DIR TEST_NGINX_LOAD_MODULES)};
-            `$^X "$dir/wrong.t" 2>&1`;
-        };
-        isnt_zero($?, "a wrong $what fails its suite");
+        isnt_zero($status, "a wrong $what fails its suite");
         my @failed = $tap =~ /^not ok \d+ - (.*)$/mg;
         ok(@failed == 1 && $failed[0] =~ /TEST 2: wrong - /, "a wrong $what fails by itself") or diag($tap);
     }
+}
+
+# Runs blocks as a suite of its own, beside ours; returns its exit status and what it printed.
+sub suite {
+    my ($blocks, @path) = @_;
+    my $dir = tempdir(CLEANUP => 1);
+    my $path = join ', ', map { "'$_'" } abs_path('t/lib'), @path;
+    open my $out, '>', "$dir/wrong.t" or die "cannot write $dir/wrong.t: $!";
+    print {$out} "use lib $path;\nuse Test::Nginx::Socket 'no_plan';\nno_shuffle();\nrun_tests();\n__DATA__\n\n$blocks";
+    close $out;
+    local %ENV = (%ENV, TEST_NGINX_SERVROOT => "$dir/servroot", TEST_NGINX_SERVER_PORT => server_port() + 7);
+    delete @ENV{qw(TEST_NGINX_RANDOMIZE TEST_NGINX_CLIENT_PORT TEST_NGINX_HTML_DIR TEST_NGINX_LOAD_MODULES)};
+    my $tap = `$^X "$dir/wrong.t" 2>&1`;
+    return ($?, $tap);
+}
+
+# A mistake in a suite is no pass.
+sub what_is_wrong_ends_the_run {
+    my %mistake = (
+        'a section that nobody knows' => ["--- config\n--- request\nGET /\n--- respnse_body\n", qr/no section "--- respnse_body"/],
+        'one answer to two requests' => ["--- config\n--- request eval\n['GET /', 'GET /']\n--- error_code: 200\n", qr/error_code must be an array/],
+        'no request' => ["--- config\n", qr/no request/],
+        'a variable that is not set' => ["--- config\nset \$a \$TEST_NGINX_NO_SUCH;\n--- request\nGET /\n", qr/no TEST_NGINX_NO_SUCH/],
+        'a configuration that nginx refuses' => ["--- config\nno_such_directive;\n--- request\nGET /\n", qr/unknown directive "no_such_directive"/],
+        'no configuration to go on with' => ["--- request\nGET /\n", qr/no "--- config"/],
+    );
+    for my $what (sort keys %mistake) {
+        my ($block, $says) = @{ $mistake{$what} };
+        my ($status, $tap) = suite("=== TEST 1: it\n$block");
+        isnt_zero($status, "$what ends the run");
+        like($tap, qr/^Bail out!.*$says/m, "$what is named");
+    }
+    my ($status, $tap) = suite("=== TEST 1: hangs\n--- config\nlocation /h { proxy_pass http://127.0.0.1:\$TEST_NGINX_SERVER_PORT/i; }\n"
+        . "location /i { limit_rate 1; }\n--- user_files\n>>> i\nslow slow slow\n--- timeout: 200ms\n--- request\nGET /h\n");
+    isnt_zero($status, 'a response that does not end fails');
+    like($tap, qr/not ok 1 .*nginx did not end the connection within 0\.2 s/, 'and says why');
+}
+
+# Where the library itself is on the path, it runs the suites, wherever on the path it is.
+sub the_library_goes_first {
+    my $dir = tempdir(CLEANUP => 1);
+    mkdir "$dir/Test" and mkdir "$dir/Test/Nginx" or die "cannot make $dir/Test/Nginx: $!";
+    open my $out, '>', "$dir/Test/Nginx/Socket.pm" or die "cannot write there: $!";
+    print {$out} "package Test::Nginx::Socket;\nsub import { no strict 'refs'; *{caller . '::run_tests'} = sub { print qq{1..1\\nok 1 - the library\\n} };\n"
+        . "*{caller . '::no_shuffle'} = sub {} }\n1;\n";
+    close $out;
+    my ($status, $tap) = suite('', $dir);
+    is($tap, "1..1\nok 1 - the library\n", 'the library runs the suite');
 }
 
 sub isnt_zero {
@@ -205,3 +244,87 @@ Content-Length: 5
 GET /v HTTP/1.0
 --- response_body
 HTTP/1.0
+
+
+=== TEST 11: a request in packets, with pauses
+--- config
+    location = /echo { proxy_pass http://127.0.0.1:$TEST_NGINX_SERVER_PORT/back; }
+    location = /back { return 200 "$http_content_length $http_x_a\n"; }
+--- more_headers
+X-A: a
+--- request eval
+[["PO", {value => "ST /echo\nab", delay_before => 0.05}, {value => "cd", delay_before => "50ms"}], "GET /back"]
+--- response_body eval
+["4 a\n", " a\n"]
+
+
+=== TEST 12: a port that is free, everywhere the same
+--- http_config
+    server { listen 127.0.0.1:$TEST_NGINX_RAND_PORT_1; return 200 "other\n"; }
+    server { listen 127.0.0.1:$TEST_NGINX_RAND_PORT_2; return 200 "third\n"; }
+--- config
+    location = / { proxy_pass http://127.0.0.1:$TEST_NGINX_RAND_PORT_1; }
+    location = /third { proxy_pass http://127.0.0.1:$TEST_NGINX_RAND_PORT_2; }
+    location = /own { return 200 "$server_port\n"; }
+--- request eval
+["GET /", "GET /third", "GET /own"]
+--- response_body eval
+["other\n", "third\n", "\$ServerPort\n"]
+
+
+=== TEST 13: no configuration: the nginx before answers
+--- request
+GET /own
+--- response_body
+$ServerPort
+
+
+=== TEST 14: what the log says, piece by piece
+--- config
+    location = /log { root /nonexistent; log_not_found on; }
+--- request
+GET /log
+--- error_code: 404
+--- grep_error_log eval
+qr/open\(\) "\/nonexistent\/log" failed|no such phrase/
+--- grep_error_log_out
+open() "/nonexistent/log" failed
+
+
+=== TEST 15: Perl before the request, and a pause after
+--- config
+    location = /flag { root $TEST_NGINX_HTML_DIR; }
+--- init
+open my $out, '>', html_dir() . '/flag' or die $!;
+print {$out} "set\n";
+--- request
+GET /flag
+--- wait: 0.01
+--- response_body
+set
+
+
+=== TEST 16: a connection that is kept ends with the test's patience
+--- config
+    location = /k { return 200 "kept\n"; }
+--- request
+GET /k
+--- more_headers
+Connection: keep-alive
+--- timeout: 200ms
+--- abort
+--- response_body
+kept
+
+
+=== TEST 17: a body that is not text, and a pattern of bytes
+--- config
+    location = /bin { root $TEST_NGINX_HTML_DIR; }
+--- user_files eval
+[["bin", "\x00\xff\r\n\x01"]]
+--- request
+GET /bin
+--- response_body eval
+"\x00\xff\r\n\x01"
+--- response_headers
+Content-Length: 5

@@ -67,7 +67,7 @@ sub pid_file       { "$Root/logs/nginx.pid" }
 
 # A port of 127.0.0.1 that nobody listens on, below the kernel's range for outgoing connections.
 sub free_port {
-    my (%used) = map { $_ => 1 } @_;
+    my %used = map { $_ => 1 } grep { defined } @_;
     for (1 .. 1000) {
         my $port = 2000 + int rand 30000;
         next if $used{$port};
@@ -83,11 +83,13 @@ sub free_port {
 sub expand {
     my ($text, $ports) = @_;
     return '' unless defined $text;
-    $text =~ s{\$(TEST_NGINX_[_A-Z0-9]+)}{
-        $1 =~ /^TEST_NGINX_RAND_PORT_\d+$/
-            ? $ports->{$1} //= free_port($Port, values %$ports)
-            : $ENV{$1} // die "the environment has no $1\n"
-    }eg;
+    my $value = sub {
+        my ($name) = @_;
+        return $ports->{$name} if defined $ports->{$name};
+        return $ports->{$name} = free_port($Port, values %$ports) if $name =~ /^TEST_NGINX_RAND_PORT_\d+$/;
+        return $ENV{$name} // die "the environment has no $name\n";
+    };
+    $text =~ s/\$(TEST_NGINX_[_A-Z0-9]+)/$value->("$1")/eg;
     return $text;
 }
 
