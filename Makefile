@@ -1,104 +1,124 @@
 # make            builds build/ngx_amesh_module.so for the nginx that is installed
-# make run        builds it and starts a demo mesh
+# make run        starts a demo mesh with it
 # make test       passes every suite
 # make yard       real istiod, captured traffic, judged by what real Envoy answered
 # make bench      beside stock nginx and Envoy
-# make install    DESTDIR=… the module and the snippets
+# make install    the module and the snippets, below DESTDIR
+# make deps       installs what all of these need on Debian 12; Rust is presupposed
 #
-# Another nginx or OpenResty: make NGINX_SOURCE_DIR=… NGINX_BUILD_DIR=…
+# For another nginx or OpenResty, configured:  make NGINX_SOURCE_DIR=… [NGINX_BUILD_DIR=…/objs]
+# For nginx 1.28, as in the crate nginx-src:   make vendored
 
-BUILD   := build
-PROFILE ?= release
-CARGO   ?= cargo
-PYTHON  ?= python3
+BUILD      := build
+PROFILE    ?= release
+TARGET     ?= $(or $(CARGO_TARGET_DIR),target)
+CARGO      ?= cargo
+CARGOFLAGS ?=
+PYTHON     ?= python3
+NGINX      ?= nginx
+
+# A module for tests does not take the place of the one to install.
+OUT    := $(BUILD)$(if $(filter-out release,$(PROFILE)),/$(PROFILE))
+MODULE := $(OUT)/ngx_amesh_module.so
 
 ifdef NGINX_SOURCE_DIR
-NGINX_BUILD_DIR ?= $(NGINX_SOURCE_DIR)/objs
-TREE :=
+TREE      := $(abspath $(NGINX_SOURCE_DIR))
+TREE_OBJS := $(abspath $(or $(NGINX_BUILD_DIR),$(NGINX_SOURCE_DIR)/objs))
+tree:
 else
-NGINX_SOURCE_DIR := $(CURDIR)/$(BUILD)/nginx
-NGINX_BUILD_DIR  := $(CURDIR)/$(BUILD)/nginx/objs
-TREE := tree
+TREE      := $(CURDIR)/$(BUILD)/nginx
+TREE_OBJS := $(TREE)/objs
+tree: deps
+	@NGINX=$(NGINX) .ci/nginx-tree debian $(TREE)
 endif
+FOR_TREE = NGINX_SOURCE_DIR=$(TREE) NGINX_BUILD_DIR=$(TREE_OBJS)
 
-VENDORED := $(CURDIR)/$(BUILD)/nginx-1.28
-MODULES_PATH ?= $(shell nginx -V 2>&1 | sed -n 's/.*--modules-path=\([^ ]*\).*/\1/p')
-STREAM := $(wildcard /usr/lib/nginx/modules/ngx_stream_module.so)
+VENDORED      := $(CURDIR)/$(BUILD)/nginx-1.28
+FOR_TESTS     := $(BUILD)/test-module
+MODULES_PATH  ?= $(shell $(NGINX) -V 2>&1 | sed -n 's/.*--modules-path=\([^ ]*\).*/\1/p')
+STREAM_MODULE ?= $(wildcard /usr/lib/nginx/modules/ngx_stream_module.so)
 
-export NGINX_SOURCE_DIR NGINX_BUILD_DIR
+.PHONY: all deps tree module vendored-tree vendored test lint deny unit loom suites suites-vendored processes run yard \
+        bench install clean
 
-.PHONY: all deps tree module test lint unit loom suites suites-vendored processes run yard bench install clean
-
-all: deps
-	$(MAKE) module PROFILE=release
+all: module
 
 deps:
 	@.ci/deps
 
-tree:
-	@.ci/nginx-tree debian $(BUILD)/nginx
+module: tree
+	$(FOR_TREE) $(CARGO) build $(CARGOFLAGS) -p ngx_amesh_module --profile $(PROFILE) --target-dir $(TARGET)
+	@mkdir -p $(OUT)
+	install -m 644 $(TARGET)/$(PROFILE)/libngx_amesh_module.so $(MODULE)
 
-module: $(TREE)
-	$(CARGO) build -q -p ngx_amesh_module --profile $(PROFILE) --target-dir target
-	@mkdir -p $(BUILD)
-	install -m 644 target/$(PROFILE)/libngx_amesh_module.so $(BUILD)/ngx_amesh_module.so
+vendored-tree: deps
+	@.ci/nginx-tree vendored $(VENDORED)
 
-# The same source for the nginx that the nginx-src crate carries.
-vendored:
-	@.ci/nginx-tree vendored $(BUILD)/nginx-1.28
-	NGINX_SOURCE_DIR=$(VENDORED) NGINX_BUILD_DIR=$(VENDORED)/objs \
-	$(CARGO) build -q -p ngx_amesh_module --profile $(PROFILE) --target-dir target/1.28
-	install -m 644 target/1.28/$(PROFILE)/libngx_amesh_module.so $(BUILD)/ngx_amesh_module-1.28.so
+# The same source for the other nginx, in a target directory of its own: bindings are generated per nginx.
+vendored: vendored-tree
+	$(MAKE) module NGINX_SOURCE_DIR=$(VENDORED) NGINX_BUILD_DIR=$(VENDORED)/objs TARGET=$(TARGET)/1.28 \
+	  MODULE=$(OUT)/ngx_amesh_module-1.28.so
 
-test: deps lint unit loom suites suites-vendored processes
+# One after the other, so that what is printed last is what ran last.
+test:
+	@set -e; for step in lint deny unit loom suites suites-vendored processes; do \
+	  echo "== $$step"; $(MAKE) --no-print-directory $$step; done
 
-lint: $(TREE)
+lint: tree
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny -L error check; \
+	$(FOR_TREE) $(CARGO) clippy $(CARGOFLAGS) --workspace --all-targets --target-dir $(TARGET) -- -D warnings
+
+# Licences and advisories: cargo install cargo-deny
+deny:
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; \
 	 else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
 
 unit:
-	$(CARGO) test
+	$(CARGO) test $(CARGOFLAGS) --target-dir $(TARGET)
 
 loom:
-	RUSTFLAGS="--cfg loom" $(CARGO) test -p amesh-shm --test loom --release --target-dir target/loom
+	RUSTFLAGS="--cfg loom" $(CARGO) test $(CARGOFLAGS) -p amesh-shm --test loom --release --target-dir $(TARGET)/loom
 
-suites:
+suites: vendored-tree
 	$(MAKE) module PROFILE=test-module
-	TEST_NGINX_LOAD_MODULES="$(STREAM) $(CURDIR)/$(BUILD)/ngx_amesh_module.so" prove -It/lib t/*.t
+	TEST_NGINX_BINARY=$(NGINX) \
+	TEST_NGINX_LOAD_MODULES="$(STREAM_MODULE) $(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so" prove -It/lib t/*.t
 
+# This nginx has stream built in.
 suites-vendored:
 	$(MAKE) vendored PROFILE=test-module
 	TEST_NGINX_BINARY=$(VENDORED)/objs/nginx \
-	TEST_NGINX_LOAD_MODULES="$(CURDIR)/$(BUILD)/ngx_amesh_module-1.28.so" prove -It/lib t/*.t
+	TEST_NGINX_LOAD_MODULES=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module-1.28.so prove -It/lib t/*.t
 
 # What needs processes, signals, namespaces or control planes.
 processes: $(BUILD)/venv/.done
-	$(BUILD)/venv/bin/pytest -q t
+	$(MAKE) module PROFILE=test-module
+	MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) $(BUILD)/venv/bin/pytest -q t
 
 $(BUILD)/venv/.done: t/requirements.txt
-	$(PYTHON) -m venv $(BUILD)/venv
+	$(PYTHON) -m venv --clear $(BUILD)/venv
 	$(BUILD)/venv/bin/pip install -q --disable-pip-version-check -r t/requirements.txt
-	touch $@
+	@touch $@
 
+# Without a module from "make", the one that builds faster does.
 run: deps
 	@[ -f $(BUILD)/ngx_amesh_module.so ] || $(MAKE) module PROFILE=test-module
-	@nginx-conf/demo/run.sh
+	@MODULE=$(firstword $(wildcard $(BUILD)/ngx_amesh_module.so) $(FOR_TESTS)/ngx_amesh_module.so) NGINX=$(NGINX) \
+	  nginx-conf/demo/run.sh
 
 yard:
-	@[ -f $(BUILD)/ngx_amesh_module.so ] || $(MAKE) module PROFILE=test-module
-	t/istio/run
+	$(MAKE) module PROFILE=test-module
+	MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) t/istio/run
 
-bench: deps
-	$(MAKE) module PROFILE=release
+bench: module
 	benches/run
 
 install:
-	@[ -f $(BUILD)/ngx_amesh_module.so ] || $(MAKE) all
+	@[ -f $(MODULE) ] || $(MAKE) module
+	@[ -n "$(MODULES_PATH)" ] || { echo "$(NGINX) -V names no --modules-path: set MODULES_PATH" >&2; exit 1; }
 	install -d $(DESTDIR)$(MODULES_PATH) $(DESTDIR)/etc/nginx/amesh
-	install -m 644 $(BUILD)/ngx_amesh_module.so $(DESTDIR)$(MODULES_PATH)/
+	install -m 644 $(MODULE) $(DESTDIR)$(MODULES_PATH)/
 	install -m 644 nginx-conf/amesh/*.conf $(DESTDIR)/etc/nginx/amesh/
 
 clean:
-	rm -rf $(BUILD) target t/servroot*
+	rm -rf $(BUILD) $(TARGET) t/servroot t/servroot_*
