@@ -45,12 +45,42 @@ pub fn layout_hash() -> u64 {
     hasher.finish()
 }
 
-/// A zone as this process sees it. Made once a zone, never freed: old workers and the thread may still use it.
+/// A zone as this process sees it. Made once a zone, never freed: old workers may still use it.
 struct Mapped {
     /// nginx's mapping, at one address in every process that was forked since.
     region: Region,
-    /// The writer's own mapping of the same memory: nginx unmaps its own as soon as a configuration drops the zone.
-    alias: Region,
+}
+
+/// The writer's own mapping of a zone: nginx unmaps its own as soon as a configuration drops the zone.
+pub struct Alias {
+    mapping: *mut c_void,
+    size: usize,
+    region: Region,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread; it is used by whoever owns this.
+unsafe impl Send for Alias {}
+
+impl Drop for Alias {
+    fn drop(&mut self) {
+        // SAFETY: mapped by map_again, and whatever used the region is gone with its owner.
+        unsafe { libc::munmap(self.mapping, self.size) };
+    }
+}
+
+/// Maps the memory of a zone a second time; `region` is the part of it that is ours.
+unsafe fn map_again(start: *mut u8, size: usize, region: Region) -> Result<Alias, String> {
+    // SAFETY: promised by the caller: a shared mapping of this size. With an old length of 0 it stays where it is and is
+    // mapped once more.
+    unsafe {
+        let mapping = libc::mremap(start.cast(), 0, size, libc::MREMAP_MAYMOVE);
+        if mapping == libc::MAP_FAILED {
+            return Err(format!("cannot map it twice: {}", std::io::Error::last_os_error()));
+        }
+        let offset = region.base().as_ptr() as usize - start as usize;
+        let base = NonNull::new(mapping.cast::<u8>().add(offset)).ok_or("cannot map it twice")?;
+        Ok(Alias { mapping, size, region: Region::new(base, region.len()) })
+    }
 }
 
 /// Adds the zone to the configuration.
@@ -89,8 +119,8 @@ extern "C" fn init_zone(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_
                 return OK;
             }
             match map(zone) {
-                Ok(mapped) => {
-                    fill(conf, mapped.alias, (*zone).shm.log);
+                Ok((mapped, alias)) => {
+                    fill(conf, alias, (*zone).shm.log);
                     (*zone).data = Box::into_raw(Box::new(mapped)).cast();
                     OK
                 }
@@ -108,7 +138,7 @@ extern "C" fn init_zone(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_
 }
 
 /// Takes all of a new zone's memory from its slab pool, whose own header stays whole, and formats it.
-unsafe fn map(zone: *mut ngx_shm_zone_t) -> Result<Mapped, String> {
+unsafe fn map(zone: *mut ngx_shm_zone_t) -> Result<(Mapped, Alias), String> {
     // SAFETY: nginx has initialised the slab pool at the zone's start.
     unsafe {
         let start = (*zone).shm.addr;
@@ -120,20 +150,12 @@ unsafe fn map(zone: *mut ngx_shm_zone_t) -> Result<Mapped, String> {
         (*pool).data = place.as_ptr().cast();
         let region = Region::new(place, len);
         amesh_shm::format(region, settings::zone_options(), layout_hash()).map_err(|e| e.to_string())?;
-        // A shared mapping that is "moved" with an old length of 0 is mapped a second time.
-        let alias = libc::mremap(start.cast(), 0, size, libc::MREMAP_MAYMOVE);
-        let alias = if alias == libc::MAP_FAILED {
-            return Err(format!("cannot map it twice: {}", std::io::Error::last_os_error()));
-        } else {
-            alias.cast::<u8>().add(place.as_ptr() as usize - start as usize)
-        };
-        let alias = Region::new(NonNull::new(alias).ok_or("cannot map it twice")?, len);
-        Ok(Mapped { region, alias })
+        Ok((Mapped { region }, map_again(start, size, region)?))
     }
 }
 
 /// Fills a new zone before any worker sees it: from the thread, where there is one, else from file or snapshot.
-fn fill(conf: &MainConf, alias: Region, log: *mut ffi::ngx_log_t) {
+fn fill(conf: &MainConf, alias: Alias, log: *mut ffi::ngx_log_t) {
     crate::listening::note(conf.cycle);
     let publisher = match Publisher::attach(alias) {
         Ok(publisher) => publisher,

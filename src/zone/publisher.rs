@@ -1,10 +1,10 @@
 //! The writer's side of the zone: batches of the store become archived bytes in slots.
 
-use super::layout_hash;
+use super::{layout_hash, Alias};
 use crate::listening;
 use amesh_model::address::Address;
 use amesh_model::cluster::Cluster;
-use amesh_shm::{Error, Region, Writer};
+use amesh_shm::{Error, Writer};
 use amesh_xds::engine::{PublishError, Publisher as Publish};
 use amesh_xds::store::{Batch, Item, Value};
 use rkyv::rancor::Error as ArchiveError;
@@ -15,7 +15,9 @@ pub const STATUS_KIND: u8 = 255;
 
 /// The one writer of a zone.
 pub struct Publisher {
+    /// Before its mapping: dropped first.
     writer: Writer,
+    _alias: Alias,
 }
 
 impl Publisher {
@@ -23,8 +25,8 @@ impl Publisher {
     ///
     /// # Errors
     /// When the zone is not of this layout.
-    pub fn attach(region: Region) -> Result<Publisher, Error> {
-        Ok(Publisher { writer: Writer::attach(region, layout_hash())? })
+    pub fn attach(alias: Alias) -> Result<Publisher, Error> {
+        Ok(Publisher { writer: Writer::attach(alias.region, layout_hash())?, _alias: alias })
     }
 
     /// Archives one resource, with its cells of counters filled in; and which cells those are.
