@@ -38,6 +38,9 @@ FOR_TESTS     := $(BUILD)/test-module
 MODULES_PATH  ?= $(shell $(NGINX) -V 2>&1 | sed -n 's/.*--modules-path=\([^ ]*\).*/\1/p')
 STREAM_MODULE ?= $(wildcard /usr/lib/nginx/modules/ngx_stream_module.so)
 
+# To nginx this variable means sockets that it inherits.
+unexport NGINX
+
 .PHONY: all deps tree module vendored-tree vendored test lint deny unit loom suites suites-vendored processes run yard \
         bench install clean
 

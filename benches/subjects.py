@@ -10,7 +10,7 @@ from process import Directory, Process, free_ports
 
 HERE = pathlib.Path(__file__).resolve().parent
 TOP = HERE.parent
-NGINX = shutil.which(os.environ.get("NGINX", "nginx"))
+NGINX = shutil.which(os.environ.pop("NGINX", "nginx"))
 MODULE = pathlib.Path(os.environ.get("MODULE", TOP / "build/ngx_amesh_module.so"))
 STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 PROTO = "type.googleapis.com/envoy."

@@ -14,7 +14,8 @@ import time
 TOP = pathlib.Path(__file__).resolve().parent.parent
 MODULE = pathlib.Path(os.environ.get("MODULE", TOP / "build/ngx_amesh_module.so"))
 # A full path: nginx executes it again for an upgrade.
-NGINX = shutil.which(os.environ.get("NGINX", "nginx")) or "nginx"
+# The variable is taken away: to nginx it means sockets that it inherits.
+NGINX = shutil.which(os.environ.pop("NGINX", "nginx")) or "nginx"
 STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 

@@ -7,6 +7,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 nginx=${NGINX:-nginx}
+unset NGINX   # to nginx it means sockets that it inherits
 module=${MODULE:-$top/build/ngx_amesh_module.so}
 run=$top/build/demo
 shown=${run#"$PWD/"}
