@@ -25,7 +25,8 @@ def status(nginx):
 def test_one_thread_in_the_master_and_none_in_workers(daemon):
     with amesh.Nginx(daemon=daemon, workers=3).mesh() as nginx:
         amesh.until(lambda: thread_of(nginx) == 1, what="the start of the thread")
-        assert len(nginx.children()) == 3
+        # It starts with the first of them.
+        amesh.until(lambda: len(nginx.children()) == 3, what="the start of the workers")
         for worker in nginx.children():
             assert THREAD not in nginx.threads(worker)
         assert nginx.get() == (200, str(nginx.a))
@@ -172,7 +173,7 @@ def test_workers_are_born_while_the_thread_works():
             many = [amesh.cluster(f"c{i}", nginx.a, nginx.b + n) for i in range(100)]
             nginx.put("many.yaml", *many)
             nginx.reload()
-        assert len(nginx.children()) == 8
+        amesh.until(lambda: len(nginx.children()) == 8, what="the end of the old workers")
         for _ in range(40):
             assert nginx.get() == (200, str(nginx.a))
 
