@@ -353,7 +353,7 @@ GET /
 Content-Type: text/plain
 Server: envoy
 --- access_log
-web vh=all r=down c=down e=127.0.0.1:1987 f=UF a=1
+503 web vh=all r=down c=down e=127.0.0.1:1987 f=UF a=1
 
 
 === TEST 21: the next endpoint after a refused one
