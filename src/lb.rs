@@ -137,6 +137,7 @@ pub fn pick_pinned(
         return Err(Reason::Refused);
     }
     if matches!(cluster.discovery, ArchivedDiscovery::OriginalDst) {
+        tools.hostname.clear();
         let to = upstream.original_dst.ok_or(Reason::NoHealthyUpstream)?;
         let (sockaddr, socklen) = to_sockaddr(to);
         return Ok(picked(pin, cluster, sockaddr, socklen, u32::MAX, to.is_ipv4()));
@@ -144,6 +145,8 @@ pub fn pick_pinned(
     let set = pin.endpoint_set(upstream.cluster).ok_or(Reason::NoHealthyUpstream)?;
     let endpoint =
         lb::pick(cluster, set, pin, &mut || tools.random(), tried).map_err(|NoEndpoint| Reason::NoHealthyUpstream)?;
+    tools.hostname.clear();
+    tools.hostname.push_str(&endpoint.hostname);
     if let Some(reason) = endpoint.refuse.as_ref() {
         zone::complain(upstream.cluster, reason);
         return Err(Reason::Refused);

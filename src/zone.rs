@@ -187,6 +187,8 @@ pub fn wait_for_ready(since: libc::time_t) -> bool {
 pub struct Tools {
     regexes: RegexCache,
     random: fastrand::Rng,
+    /// Host name of the endpoint that was picked last; empty: it has none.
+    pub hostname: String,
 }
 
 impl Tools {
@@ -233,7 +235,7 @@ pub fn open_worker(_: *mut ngx_cycle_t, conf: &MainConf) -> ngx_int_t {
     };
     match opened {
         Ok(slot) => {
-            let tools = Tools { regexes: RegexCache::default(), random: fastrand::Rng::new() };
+            let tools = Tools { regexes: RegexCache::default(), random: fastrand::Rng::new(), hostname: String::new() };
             WORKER.set(Some(Worker { slot, tools }));
             OK
         }

@@ -228,6 +228,25 @@ X-To: to.example
 ["host=up.example\$", "host=to.example\$", "host=abc.example\$", "host=client.example:8080\$", "fwdhost=client.example:8080\$"]
 
 
+=== TEST 12a: the endpoint's own host
+--- xds
+"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster
+name: named
+type: STATIC
+load_assignment: {cluster_name: named, endpoints: [{lb_endpoints: [{endpoint: {hostname: own.example, address: {socket_address: {address: 127.0.0.1, port_value: $TEST_NGINX_BACKEND_PORT}}}}]}]}
+--- routes
+- match: {prefix: /auto}
+  route: {cluster: named, auto_host_rewrite: true}
+- match: {prefix: /}
+  route: {cluster: named}
+--- request eval
+["GET /auto", "GET /as-is"]
+--- more_headers
+Host: client.example
+--- response_body_like eval
+[qr/host=own\.example/, qr/host=client\.example/]
+
+
 === TEST 13: path normalisation is what the listener says
 --- hcm
 normalize_path: true

@@ -381,7 +381,11 @@ unsafe fn act(seen: &Seen<'_>, tools: &mut zone::Tools, ctx: &mut Ctx, decision:
                 }
             }
             // SAFETY: the request has not gone upstream yet.
-            unsafe { upstream_request(seen, ctx, &forward, &levels) }
+            unsafe { upstream_request(seen, ctx, &forward, &levels)? };
+            if forward.auto_host && !tools.hostname.is_empty() {
+                ctx.host = pool_str(pool, tools.hostname.as_bytes())?;
+            }
+            Some(())
         }
     }
 }

@@ -173,6 +173,13 @@ fn metrics() -> String {
                 }
             }
         }
+        let xds: Value = pin.status().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
+        line("xds_rejected_resources", "", xds["rejected"].as_array().map_or(0, |r| r.len() as u64));
+        for source in xds["sources"].as_array().into_iter().flatten() {
+            let target = source["target"].as_str().unwrap_or("").replace(['"', '\\', '\n'], "_");
+            let connected = u64::from(source["state"] == "connected");
+            line("xds_source_connected", &format!("{{target=\"{target}\"}}"), connected);
+        }
         pin.for_each(Kind::Cluster, |name, _| {
             let status = cluster(&pin, name);
             let label = |extra: &str| format!("{{cluster=\"{}\"{extra}}}", name.replace(['"', '\\', '\n'], "_"));
