@@ -1,6 +1,7 @@
 """A real nginx with the module, for tests that need processes, signals or namespaces."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -19,10 +20,16 @@ NGINX = shutil.which(os.environ.pop("NGINX", "nginx")) or "nginx"
 STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
+# Below the ports that the kernel gives to connections: until nginx listens, nobody else takes one.
+PORTS = itertools.count(20000 + os.getpid() % 8000)
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nothing listens on, another each time."""
+    for port in PORTS:
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def until(check, seconds=10, what="it"):
@@ -215,7 +222,7 @@ def version():
 
 def get(port, path="/", host="mesh.example.com", address="127.0.0.1"):
     """(status, body) of a request on a connection of its own."""
-    with socket.create_connection((address, port), 5) as s:
+    with socket.create_connection((address, port), 20) as s:
         s.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = b""
         while chunk := s.recv(65536):

@@ -151,7 +151,7 @@ print("ready", flush=True)
 CLIENT = """
 import socket, sys, time
 address, port, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-c = socket.create_connection((address, port), 5)
+c = socket.create_connection((address, port), 20)
 def read(n=None):
     data = b""
     while True:

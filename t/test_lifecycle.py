@@ -97,7 +97,7 @@ def test_a_reload_ends_no_more_idle_connections_than_stock_nginx():
         amesh.until(lambda: nginx.answers(port), what="the listener behind the door")
         idle = {}
         for name, to in (("stock", nginx.a), ("listener", nginx.port), ("door", port)):
-            idle[name] = [socket.create_connection(("127.0.0.1", to), 5) for _ in range(30)]
+            idle[name] = [socket.create_connection(("127.0.0.1", to), 20) for _ in range(30)]
             for c in idle[name]:
                 c.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert b" 200 " in c.recv(65536)

@@ -24,7 +24,7 @@ impl Flags {
     pub const RETRY_LIMIT: Flags = Flags(64);
     /// `DC`: the client went away.
     pub const DOWNSTREAM_TERMINATION: Flags = Flags(128);
-    /// `UAEX`-like refusals of this data plane: configuration that is not supported and cannot be left out.
+    /// Not a flag of Envoy's, hence a word: configuration that is not supported and cannot be left out.
     pub const REFUSED: Flags = Flags(256);
 
     const NAMES: [(Flags, &'static str); 9] = [
@@ -36,7 +36,7 @@ impl Flags {
         (Flags::UPSTREAM_TIMEOUT, "UT"),
         (Flags::UPSTREAM_TERMINATION, "UC"),
         (Flags::DOWNSTREAM_TERMINATION, "DC"),
-        (Flags::REFUSED, "UR"),
+        (Flags::REFUSED, "REFUSED"),
     ];
 
     /// These flags and others.
