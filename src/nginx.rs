@@ -69,6 +69,19 @@ pub fn pool_str(pool: *mut ngx_pool_t, s: &[u8]) -> Option<ngx_str_t> {
     Some(ngx_str_t { len: s.len(), data })
 }
 
+/// Copies what rkyv wrote into a pool, aligned for any archived type; `None` when memory is out.
+pub fn pool_aligned(pool: *mut ngx_pool_t, bytes: &[u8]) -> Option<ngx_str_t> {
+    // SAFETY: the pool is alive, see pool_str; the room is as large as what is copied.
+    unsafe {
+        let place = ffi::ngx_pmemalign(pool, bytes.len(), 16).cast::<u8>();
+        if place.is_null() {
+            return None;
+        }
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
+        Some(ngx_str_t { len: bytes.len(), data: place })
+    }
+}
+
 /// A zeroed `T` from a pool, null when memory is out. `T` is dropped by nobody: it must not own anything,
 /// and all zeroes must be a value of it.
 pub fn pool_zeroed<T>(pool: *mut ngx_pool_t) -> *mut T {

@@ -1,12 +1,14 @@
 """A real nginx with the module, for tests that need processes, signals or namespaces."""
 
 import contextlib
+import http.server
 import itertools
 import os
 import pathlib
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import tempfile
 import threading
@@ -231,6 +233,62 @@ def get(port, path="/", host="mesh.example.com", address="127.0.0.1"):
         raise ConnectionResetError("no answer")
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body.decode().strip()
+
+
+class Upstream(socketserver.ThreadingTCPServer):
+    """A scripted endpoint of HTTP/1.1. What it does stands in the header `x-do` of a request, one word a try, the last
+    one for all tries after it: a status, `reset` (ends the connection), `sleep-S` (answers after S seconds), or
+    `STATUS:name=value` with a response header. `seen` holds (method, path, headers in lower case, body) of each."""
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self, name="up"):
+        self.port, self.name, self.seen, self.tries = free_port(), name, [], {}
+        super().__init__(("127.0.0.1", self.port), Handler)
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True, args=(0.05,)).start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *_):
+        """A proxy that has stopped waiting is no error."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        up = self.server
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        headers = {k.lower(): v for k, v in self.headers.items()}
+        up.seen.append((self.command, self.path, headers, body.decode()))
+        script = headers.get("x-do", "200").split()
+        key = headers.get("x-test", self.path)
+        n = up.tries[key] = up.tries.get(key, 0) + 1
+        word, _, more = script[min(n, len(script)) - 1].partition(":")
+        if word == "reset":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if word.startswith("sleep-"):
+            time.sleep(float(word[6:]))
+            word = "200"
+        text = f"{up.name}\n".encode()
+        self.send_response(int(word))
+        if more:
+            self.send_header(*more.split("=", 1))
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = do_PUT = do_OPTIONS = answer
+
+    def log_message(self, *_):
+        pass
 
 
 class Load(threading.Thread):

@@ -1,7 +1,7 @@
 //! Header edits of routes on nginx's lists of headers.
 
 use super::capture::Captured;
-use super::decide::Ctx;
+use super::ctx::Ctx;
 use super::head::{self, headers};
 use super::reply;
 use crate::nginx::{self, pool_str, EMPTY};
@@ -11,16 +11,13 @@ use ngx::ffi::{self, ngx_http_request_t, ngx_pool_t, ngx_str_t, ngx_table_elt_t}
 use std::borrow::Cow;
 
 /// The response edits of a route, copied out of the zone into the request's pool: `Vec<HeaderEdits>` as rkyv wrote it,
-/// in the order in which the levels are applied. Null: none.
+/// in the order in which the levels are applied. Empty: none.
 #[derive(Clone, Copy)]
-pub struct ResponseEdits {
-    data: *const u8,
-    len: usize,
-}
+pub struct ResponseEdits(ngx_str_t);
 
 impl ResponseEdits {
     /// No edits.
-    pub const NONE: ResponseEdits = ResponseEdits { data: std::ptr::null(), len: 0 };
+    pub const NONE: ResponseEdits = ResponseEdits(EMPTY);
 
     /// Keeps what `levels` say of responses. `None` when memory is out.
     pub fn keep(pool: *mut ngx_pool_t, levels: &Levels<'_>) -> Option<ResponseEdits> {
@@ -44,16 +41,7 @@ impl ResponseEdits {
                 ..HeaderEdits::default()
             })
             .collect();
-        let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&owned).ok()?;
-        // SAFETY: the pool is the request's; what is copied needs no more than 16 bytes of alignment.
-        unsafe {
-            let place = ffi::ngx_pmemalign(pool, bytes.len(), 16).cast::<u8>();
-            if place.is_null() {
-                return None;
-            }
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
-            Some(ResponseEdits { data: place, len: bytes.len() })
-        }
+        nginx::pool_aligned(pool, &rkyv::to_bytes::<rkyv::rancor::Error>(&owned).ok()?).map(ResponseEdits)
     }
 
     /// Applies them. `None` when memory is out.
@@ -61,20 +49,39 @@ impl ResponseEdits {
     /// # Safety
     /// The request of `facts` must be live and its header not sent.
     pub unsafe fn apply(self, facts: &Facts<'_>) -> Option<()> {
-        if self.data.is_null() {
+        if self.0.len == 0 {
             return Some(());
         }
         // SAFETY: written by keep() into the pool of this very request.
-        let levels = unsafe {
-            rkyv::access_unchecked::<rkyv::vec::ArchivedVec<ArchivedHeaderEdits>>(std::slice::from_raw_parts(
-                self.data, self.len,
-            ))
-        };
+        let levels =
+            unsafe { rkyv::access_unchecked::<rkyv::vec::ArchivedVec<ArchivedHeaderEdits>>(nginx::bytes(self.0)) };
         let mut map = ResponseHeaders { request: facts.request, failed: false };
         for level in levels.iter() {
             Levels { route: Some(level), ..Levels::default() }.edit_response(&mut map, facts);
         }
         (!map.failed).then_some(())
+    }
+}
+
+/// Sets a response header to one value. `None` when memory is out.
+///
+/// # Safety
+/// `r` must be live, its header not sent.
+pub unsafe fn set_response_header(r: *mut ngx_http_request_t, name: &str, value: &[u8]) -> Option<()> {
+    let mut map = ResponseHeaders { request: r, failed: false };
+    map.set(name, value);
+    (!map.failed).then_some(())
+}
+
+/// Sets a request header to one value; the name is lower case. `None` when memory is out.
+///
+/// # Safety
+/// `r` must be live and not yet be on its way upstream.
+pub unsafe fn set_request_header(r: *mut ngx_http_request_t, name: &'static str, value: &[u8]) -> Option<()> {
+    // SAFETY: promised by the caller.
+    unsafe {
+        remove_request_header(r, name.as_bytes())?;
+        add_request_header(r, nginx::str_of(name), pool_str((*r).pool, value)?)
     }
 }
 

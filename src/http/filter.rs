@@ -2,27 +2,28 @@
 //! would send its own error page.
 
 use super::capture;
-use super::decide::{self, Ctx};
-use super::edit::{Facts, ResponseEdits};
+use super::ctx::{self, Ctx};
+use super::edit::{self, Facts, ResponseEdits};
 use super::head::headers;
 use super::reply::{self, Flags};
+use super::timer::Expired;
 use crate::guard::guard;
 use crate::nginx::{self, pool_str, str_of, EMPTY, ERROR, OK};
 use amesh_model::listener::{ArchivedHttpConnectionManager, ArchivedServerHeader};
 use ngx::ffi::{self, ngx_chain_t, ngx_http_request_t, ngx_int_t, ngx_pool_t, ngx_str_t, ngx_table_elt_t};
 use std::sync::OnceLock;
 
-/// Envoy's body where no connection could be made.
+/// Envoy's body where there is no response, up to the reason.
+const NO_RESPONSE: &str = "upstream connect error or disconnect/reset before headers. ";
+/// The reason where no connection could be made.
 const CONNECT_ERROR: &str =
-    "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, transport failure reason: delayed connect error: Connection refused";
-/// Envoy's body where a connection ended before the response.
-const RESET_ERROR: &str =
-    "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
-/// Envoy's body where no connection came about in time.
-const CONNECT_TIMEOUT: &str =
-    "upstream connect error or disconnect/reset before headers. reset reason: connection timeout";
-/// Envoy's body where the upstream took too long.
-const TIMEOUT_ERROR: &str = "upstream request timeout";
+    "remote connection failure, transport failure reason: delayed connect error: Connection refused";
+/// The reason where a connection ended before the response.
+const RESET_ERROR: &str = "connection termination";
+/// The reason where no connection came about in time.
+const CONNECT_TIMEOUT: &str = "connection timeout";
+/// The reason where what came is no HTTP.
+const PROTOCOL_ERROR: &str = "protocol error";
 
 /// What happens to the `server` header.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,13 @@ enum Server {
     Untouched,
     Overwrite,
     IfAbsent,
+}
+
+/// A header that is set.
+struct Added {
+    name: &'static str,
+    value: ngx_str_t,
+    next: *mut Added,
 }
 
 /// What is done to a response; all of it lives in the request's pool.
@@ -45,6 +53,8 @@ pub struct Response {
     pub service_time: bool,
     /// `x-envoy-attempt-count` is added.
     pub attempt_count: bool,
+    /// Headers that filters add; null: none.
+    added: *mut Added,
     /// Goes in place of the body that nginx made.
     body: ngx_str_t,
     body_sent: bool,
@@ -60,9 +70,29 @@ impl Response {
             request_id: EMPTY,
             service_time: false,
             attempt_count: false,
+            added: std::ptr::null_mut(),
             body: EMPTY,
             body_sent: false,
         }
+    }
+
+    /// Has a header of the response set. `None` when memory is out.
+    pub fn set(&mut self, pool: *mut ngx_pool_t, name: &'static str, value: &str) -> Option<()> {
+        let added = Added { name, value: pool_str(pool, value.as_bytes())?, next: std::ptr::null_mut() };
+        let place: *mut Added = nginx::pool_zeroed(pool);
+        if place.is_null() {
+            return None;
+        }
+        // SAFETY: freshly allocated in the request's pool, as the rest of the list was.
+        unsafe {
+            place.write(added);
+            let mut end = &mut self.added;
+            while let Some(header) = end.as_mut() {
+                end = &mut header.next;
+            }
+            *end = place;
+        }
+        Some(())
     }
 
     /// What the connection manager says. `None` when memory is out.
@@ -112,7 +142,7 @@ extern "C" fn header_filter(r: *mut ngx_http_request_t) -> ngx_int_t {
         // SAFETY: nginx hands in a live request whose header is about to be sent.
         unsafe {
             if r == (*r).main {
-                if let Some(ctx) = decide::ctx(r) {
+                if let Some(ctx) = ctx::ctx(r) {
                     if ctx.managed && headers_of(r, ctx).is_none() {
                         return ERROR;
                     }
@@ -130,7 +160,7 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         let u = (*r).upstream;
         let answered = !u.is_null() && (*u).headers_in.status_n != 0;
         if !u.is_null() && !answered && ctx.reply.status == 0 {
-            local_error(r, ctx);
+            local_error(r, ctx)?;
         }
         if answered && ctx.response.service_time && !(*u).state.is_null() {
             let ms = (*(*u).state).header_time;
@@ -147,33 +177,61 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         }
         let captured = capture::find((*r).connection).map(|c| &*c);
         ctx.response.edits.apply(&Facts { request: r, ctx, captured })?;
+        let mut added = ctx.response.added;
+        while let Some(header) = added.as_ref() {
+            edit::set_response_header(r, header.name, nginx::bytes(header.value))?;
+            added = header.next;
+        }
         // After the route's edits: the connection manager has the last word, as Envoy's encodeHeaders.
         server_header(r, &ctx.response)
     }
 }
 
-/// nginx answers by itself where an upstream failed: Envoy's status and words instead.
-unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) {
+/// nginx answers by itself where an upstream failed: Envoy's status and words instead. `None` when memory is out.
+unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
     // SAFETY: as above.
     unsafe {
-        let (status, text) = match (*r).headers_out.status as u32 {
-            ffi::NGX_HTTP_BAD_GATEWAY if ctx.flags.has(Flags::UPSTREAM_TERMINATION) => (503, RESET_ERROR),
-            ffi::NGX_HTTP_BAD_GATEWAY if ctx.flags.has(Flags::UPSTREAM_FAILURE) => (503, CONNECT_ERROR),
-            ffi::NGX_HTTP_BAD_GATEWAY if ctx.flags.has(Flags::NO_CLUSTER) => (503, ""),
-            ffi::NGX_HTTP_BAD_GATEWAY => (503, "no healthy upstream"),
-            ffi::NGX_HTTP_GATEWAY_TIME_OUT if ctx.flags.has(Flags::UPSTREAM_FAILURE) => (503, CONNECT_TIMEOUT),
-            ffi::NGX_HTTP_GATEWAY_TIME_OUT => {
-                ctx.flags = ctx.flags.with(Flags::UPSTREAM_TIMEOUT);
-                (504, TIMEOUT_ERROR)
-            }
-            _ => return,
+        let timed_out = (*r).headers_out.status as u32 == ffi::NGX_HTTP_GATEWAY_TIME_OUT;
+        if !timed_out && (*r).headers_out.status as u32 != ffi::NGX_HTTP_BAD_GATEWAY {
+            return Some(());
+        }
+        let reason = |why: &str| {
+            let again = if ctx.attempts > 1 { "retried and the latest " } else { "" };
+            pool_str((*r).pool, [NO_RESPONSE, again, "reset reason: ", why].concat().as_bytes())
         };
+        let (status, text) = match ctx.expired {
+            Expired::Global | Expired::PerTry => (504, str_of("upstream request timeout")),
+            Expired::Stream => (504, str_of("downstream duration timeout")),
+            Expired::Idle => (504, str_of("stream timeout")),
+            Expired::No if ctx.flags.has(Flags::UPSTREAM_PROTOCOL_ERROR) => (502, reason(PROTOCOL_ERROR)?),
+            Expired::No if ctx.flags.has(Flags::UPSTREAM_TERMINATION) => (503, reason(RESET_ERROR)?),
+            Expired::No if ctx.flags.has(Flags::UPSTREAM_FAILURE) && timed_out => (503, reason(CONNECT_TIMEOUT)?),
+            Expired::No if ctx.flags.has(Flags::UPSTREAM_FAILURE) => (503, reason(CONNECT_ERROR)?),
+            Expired::No if ctx.flags.has(Flags::NO_CLUSTER) => (ctx.cluster_not_found, EMPTY),
+            Expired::No => (503, str_of("no healthy upstream")),
+        };
+        if ctx.grpc {
+            (*r).err_status = 200;
+            let out = &mut (*r).headers_out;
+            out.status = 200;
+            out.status_line = EMPTY;
+            out.charset = EMPTY;
+            out.content_length_n = 0;
+            if !out.content_length.is_null() {
+                (*out.content_length).hash = 0;
+                out.content_length = std::ptr::null_mut();
+            }
+            ctx.response.body = EMPTY;
+            ctx.replaced = true;
+            return reply::grpc_head(r, reply::grpc_status(status), text);
+        }
+        let status = ffi::ngx_uint_t::from(status);
         // $status reads this first.
         (*r).err_status = status;
         let out = &mut (*r).headers_out;
         out.status = status;
         out.status_line = EMPTY;
-        out.content_length_n = text.len() as ffi::off_t;
+        out.content_length_n = text.len as ffi::off_t;
         if !out.content_length.is_null() {
             (*out.content_length).hash = 0;
             out.content_length = std::ptr::null_mut();
@@ -182,8 +240,9 @@ unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) {
         out.content_type_len = out.content_type.len;
         out.content_type_lowcase = std::ptr::null_mut();
         out.charset = EMPTY;
-        ctx.response.body = str_of(text);
+        ctx.response.body = text;
         ctx.replaced = true;
+        Some(())
     }
 }
 
@@ -224,7 +283,7 @@ extern "C" fn body_filter(r: *mut ngx_http_request_t, chain: *mut ngx_chain_t) -
             if r != (*r).main || chain.is_null() {
                 return next(r, chain);
             }
-            let Some(ctx) = decide::ctx(r).filter(|ctx| ctx.replaced) else { return next(r, chain) };
+            let Some(ctx) = ctx::ctx(r).filter(|ctx| ctx.replaced) else { return next(r, chain) };
             // nginx's own page is dropped, and said to be sent.
             let mut link = chain;
             while !link.is_null() {

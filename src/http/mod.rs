@@ -2,14 +2,19 @@
 //! the filters and the variables.
 
 pub mod capture;
+pub mod ctx;
 pub mod decide;
 pub mod edit;
 pub mod filter;
+pub mod forward;
 pub mod head;
 pub mod peer;
 pub mod pool;
 pub mod reply;
+pub mod retry;
+pub mod shadow;
 pub mod status;
+pub mod timer;
 pub mod variables;
 
 use crate::conf;

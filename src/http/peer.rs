@@ -1,12 +1,19 @@
 //! The upstream peer: `upstream x { amesh; }` and `upstream x { amesh cluster=NAME; }`.
 
+use super::ctx::{self, Ctx};
+use super::edit;
+use super::forward::{ATTEMPT_COUNT, EXPECTED_TIMEOUT};
 use super::pool::{self, Key};
-use super::{srv_conf_of, SrvConf};
+use super::reply::Flags;
+use super::retry::{self, ProcessHeader};
+use super::timer::{self, Expired};
+use super::{shadow, srv_conf_of, SrvConf};
 use crate::guard::guard;
-use crate::http::decide::{self, Ctx};
-use crate::http::reply::Flags;
 use crate::lb::{self, Picked};
-use crate::nginx::{self, CONF_ERROR, CONF_OK, DONE, ERROR, OK};
+use crate::nginx::{self, pool_str, CONF_ERROR, CONF_OK, DONE, ERROR, OK};
+use crate::zone;
+use amesh_dataplane::retry::Reset;
+use amesh_model::retry::retry_on;
 use ngx::ffi::{
     self, ngx_conf_t, ngx_http_request_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_peer_connection_t, ngx_str_t,
     ngx_uint_t,
@@ -19,8 +26,11 @@ use std::os::raw::c_char;
 /// Endpoints that one request remembers to have tried.
 const MAX_TRIED: usize = 8;
 
+/// Time to connect of a pause: the pause's own timer ends it.
+const PAUSE: u64 = 86_400_000;
+
 /// What one request's upstream holds, in the request's pool.
-struct Peer {
+pub struct Peer {
     request: *mut ngx_http_request_t,
     ctx: *mut Ctx,
     /// The endpoint of this try.
@@ -34,6 +44,14 @@ struct Peer {
     name: ngx_str_t,
     /// Between get and free.
     busy: bool,
+    /// There is another try, after so many ms.
+    pub retry: Option<u64>,
+    /// The connection leads nowhere: a pause.
+    pausing: bool,
+    /// nginx's parser, where a look is taken at its result.
+    pub process_header: Option<ProcessHeader>,
+    /// What sets it back.
+    pub reinit_request: Option<ProcessHeader>,
     local: ffi::ngx_addr_t,
     local_sockaddr: libc::sockaddr_storage,
 }
@@ -97,7 +115,7 @@ unsafe fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t
     // SAFETY: see the caller.
     unsafe {
         let conf: &SrvConf = srv_conf_of(us);
-        let Some(ctx) = decide::ctx_or_new(r) else { return ERROR };
+        let Some(ctx) = ctx::ctx_or_new(r) else { return ERROR };
         if conf.cluster.len > 0 {
             // Plain nginx: no route was asked, the upstream names the cluster.
             (*ctx).set_cluster(conf.cluster);
@@ -119,7 +137,12 @@ unsafe fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t
         pc.free = Some(free_peer);
         pc.set_session = Some(set_session);
         pc.save_session = Some(save_session);
-        pc.tries = 1 + (*ctx).retries as ngx_uint_t;
+        // The mask of causes alone says whether there is another.
+        pc.tries = 1;
+        if (*ctx).retries.on & retry_on::RESPONSE != 0 {
+            retry::watch(r, &mut *peer);
+        }
+        shadow::send(r, &mut *ctx);
         OK
     }
 }
@@ -140,26 +163,36 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
     unsafe {
         let r = peer.request;
         let ctx = &mut *peer.ctx;
+        timer::end_try(ctx);
+        if let Some(ms) = peer.retry.take().filter(|ms| *ms > 0) {
+            peer.pausing = true;
+            // nginx calls free for what has an address alone.
+            pc.sockaddr = std::ptr::from_mut(&mut peer.picked.sockaddr).cast();
+            tuned((*r).upstream, ctx, PAUSE, true);
+            return retry::pause(r, pc, ctx, ms);
+        }
         let picked = match ctx.picked.take() {
             // The first try was picked with the route, so that "none" could be answered as Envoy does.
             Some(picked) => picked,
-            None => {
-                let tried = &peer.tried[..(peer.tries as usize).min(MAX_TRIED)];
-                match lb::pick(&ctx.upstream(), tried) {
-                    Ok(picked) => picked,
-                    Err(reason) => {
-                        ctx.flags = ctx.flags.with(reason.flags());
-                        return nginx::BUSY;
-                    }
+            None => match another(r, ctx, peer) {
+                Ok(picked) => picked,
+                Err(reason) => {
+                    ctx.flags = ctx.flags.with(reason.flags());
+                    return nginx::BUSY;
                 }
-            }
+            },
         };
+        ctx.flags = ctx.flags.of_request();
         if (peer.tries as usize) < MAX_TRIED {
             peer.tried[peer.tries as usize] = picked.cell;
         }
         peer.tries += 1;
         ctx.attempts += 1;
         peer.picked = picked;
+        if timer::begin_try(r, ctx, ctx.attempts == 1).is_none() || (ctx.attempts > 1 && again(r, ctx).is_none()) {
+            lb::end(&mut peer.picked, true, false);
+            return ERROR;
+        }
         let Some(name) = peer.picked.text((*r).pool) else {
             lb::end(&mut peer.picked, true, false);
             return ERROR;
@@ -194,24 +227,29 @@ extern "C" fn free_peer(pc: *mut ngx_peer_connection_t, data: *mut c_void, state
 unsafe fn free(pc: &mut ngx_peer_connection_t, peer: &mut Peer, state: ngx_uint_t) {
     // SAFETY: the request and its context outlive the peer.
     unsafe {
-        let u = (*peer.request).upstream;
+        let r = peer.request;
+        let u = (*r).upstream;
         let ctx = &mut *peer.ctx;
-        let failed = state & ffi::NGX_PEER_FAILED as ngx_uint_t != 0;
-        if peer.busy {
-            peer.busy = false;
-            let connected = !pc.connection.is_null() && ((*u).request_sent() != 0 || pc.cached() != 0);
-            lb::end(&mut peer.picked, failed, connected);
-            if failed && connected && pc.cached() == 0 {
-                // What was sent is not sent again: only a failed connection is tried elsewhere. nginx calls both
-                // "error", so the mask says no here. A kept connection that had ended meanwhile is tried anew.
+        timer::end_try(ctx);
+        if std::mem::take(&mut peer.pausing) {
+            // No try: it is not to be seen in $upstream_addr and its like.
+            (*(*r).upstream_states).nelts -= 1;
+            if ctx.expired != Expired::No {
                 tuned(u, ctx, peer.picked.connect_timeout, false);
             }
+            return;
+        }
+        let failed = state & ffi::NGX_PEER_FAILED as ngx_uint_t != 0;
+        let c = pc.connection;
+        if peer.busy {
+            peer.busy = false;
+            let connected = !c.is_null() && ((*u).request_sent() != 0 || pc.cached() != 0);
+            lb::end(&mut peer.picked, failed, connected);
             if failed {
-                ctx.flags =
-                    ctx.flags.with(if connected { Flags::UPSTREAM_TERMINATION } else { Flags::UPSTREAM_FAILURE });
+                let retried = tries_again(pc, peer, ctx, connected);
+                tuned(u, ctx, peer.picked.connect_timeout, retried);
             }
         }
-        let c = pc.connection;
         if !c.is_null() && pool::reusable(u, c, failed) {
             let limit = peer.picked.max_requests_per_connection;
             if limit == 0 || (*c).requests < limit as ngx_uint_t {
@@ -219,17 +257,110 @@ unsafe fn free(pc: &mut ngx_peer_connection_t, peer: &mut Peer, state: ngx_uint_
                 pc.connection = std::ptr::null_mut();
             }
         }
-        if failed && pc.tries > 0 {
-            pc.tries -= 1;
-        }
     }
 }
+
+/// Whether a try that failed is made again; the flags say how it ended.
+unsafe fn tries_again(pc: &mut ngx_peer_connection_t, peer: &mut Peer, ctx: &mut Ctx, connected: bool) -> bool {
+    if peer.retry.is_some() {
+        // Its response was not taken.
+        return true;
+    }
+    // SAFETY: the request and its context outlive the peer; the connection, if there is one, is open.
+    unsafe {
+        let c = pc.connection;
+        let timed_out = !c.is_null() && ((*(*c).read).timedout() != 0 || (*(*c).write).timedout() != 0);
+        if ctx.expired == Expired::No && connected && timed_out {
+            ctx.expired = Expired::Idle;
+        }
+        let (flag, reset) = match ctx.expired {
+            Expired::No if !connected => (Flags::UPSTREAM_FAILURE, Reset::ConnectFailure),
+            // Nothing is wrong with the connection, so it was what came over it.
+            Expired::No if pc.cached() == 0 && is_sound(c) => (Flags::UPSTREAM_PROTOCOL_ERROR, Reset::Reset),
+            Expired::No => (Flags::UPSTREAM_TERMINATION, Reset::Reset),
+            Expired::PerTry | Expired::Global => (Flags::UPSTREAM_TIMEOUT, Reset::Reset),
+            Expired::Stream => (Flags::DURATION_TIMEOUT, Reset::Reset),
+            Expired::Idle => (Flags::STREAM_IDLE, Reset::Reset),
+        };
+        ctx.flags = ctx.flags.with(flag);
+        if ctx.expired == Expired::No && connected && pc.cached() != 0 {
+            // A kept connection that had ended meanwhile: no try of Envoy's, which sees the end of idle connections.
+            return true;
+        }
+        let final_end = matches!(ctx.expired, Expired::Global | Expired::Stream | Expired::Idle);
+        if final_end || !ctx.retries.would_retry_reset(reset) || !peer.again(peer.request, ctx) {
+            return false;
+        }
+        ctx.expired = Expired::No;
+        true
+    }
+}
+
+/// Whether a connection has neither ended nor failed.
+unsafe fn is_sound(c: *mut ffi::ngx_connection_t) -> bool {
+    // SAFETY: the connection is open.
+    unsafe {
+        let (read, write) = ((*c).read, (*c).write);
+        (*read).eof() == 0 && (*read).error() == 0 && (*write).error() == 0 && (*c).error() == 0
+    }
+}
+
+/// Picks the endpoint of another try.
+unsafe fn another(r: *mut ngx_http_request_t, ctx: &mut Ctx, peer: &Peer) -> Result<Picked, lb::Reason> {
+    let tried = match ctx.retries.previous_hosts {
+        true => &peer.tried[..(peer.tries as usize).min(MAX_TRIED)],
+        false => &[],
+    };
+    let (picked, host) = zone::with_worker(|worker| {
+        let (pin, tools) = worker.pin();
+        let picked = lb::pick_pinned(&pin, tools, &ctx.upstream(), tried)?;
+        // SAFETY: the request is live.
+        Ok((picked, pool_str(unsafe { (*r).pool }, tools.hostname.as_bytes())))
+    })
+    .unwrap_or(Err(lb::Reason::NoZone))?;
+    if let Some(host) = host.filter(|host| ctx.auto_host && host.len > 0) {
+        ctx.host = host;
+    }
+    Ok(picked)
+}
+
+/// Makes the request anew where another try differs from the one before. `None` when memory is out.
+unsafe fn again(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
+    if !ctx.tell_attempts && !ctx.tell_timeout && !ctx.auto_host {
+        return Some(());
+    }
+    // SAFETY: the request is live; nginx is about to set its chain of buffers back to the beginning.
+    unsafe {
+        if ctx.tell_attempts {
+            edit::set_request_header(r, ATTEMPT_COUNT, ctx.attempts.to_string().as_bytes())?;
+        }
+        if ctx.tell_timeout {
+            let left = match ctx.timeouts.global {
+                0 => u64::MAX,
+                global => global.saturating_sub(timer::age(r)).max(1),
+            };
+            let expected = ctx.timeouts.expected().min(left);
+            edit::set_request_header(r, EXPECTED_TIMEOUT, expected.to_string().as_bytes())?;
+        }
+        let u = (*r).upstream;
+        (*u).request_bufs = if (*r).request_body.is_null() { std::ptr::null_mut() } else { (*(*r).request_body).bufs };
+        let create = (*u).create_request?;
+        (create(r) == OK).then_some(())
+    }
+}
+
+/// Causes after which nginx tries again where the policy has said so. Envoy does not ask whether a method is idempotent.
+const RETRIED: ngx_uint_t = (ffi::NGX_HTTP_UPSTREAM_FT_ERROR
+    | ffi::NGX_HTTP_UPSTREAM_FT_TIMEOUT
+    | ffi::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER
+    | ffi::NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT) as ngx_uint_t;
 
 /// What differs between two clones of one location's upstream configuration.
 #[derive(PartialEq, Eq, Hash)]
 struct Tuning {
     conf: usize,
     connect_timeout: u64,
+    idle_timeout: u64,
     retry: bool,
 }
 
@@ -248,16 +379,17 @@ unsafe fn tuned(u: *mut ffi::ngx_http_upstream_t, ctx: &mut Ctx, connect_timeout
         }
         let original = ctx.upstream_conf;
         (*u).conf = TUNED.with_borrow_mut(|tuned| {
-            let clone = tuned.entry(Tuning { conf: original as usize, connect_timeout, retry }).or_insert_with(|| {
+            let idle_timeout = ctx.idle_timeout;
+            let tuning = Tuning { conf: original as usize, connect_timeout, idle_timeout, retry };
+            let clone = tuned.entry(tuning).or_insert_with(|| {
                 let mut clone = Box::new(*original);
                 if connect_timeout > 0 {
                     clone.connect_timeout = connect_timeout as ffi::ngx_msec_t;
                 }
-                clone.next_upstream = if retry {
-                    (ffi::NGX_HTTP_UPSTREAM_FT_ERROR | ffi::NGX_HTTP_UPSTREAM_FT_TIMEOUT) as ngx_uint_t
-                } else {
-                    0
-                };
+                if idle_timeout > 0 {
+                    clone.read_timeout = idle_timeout as ffi::ngx_msec_t;
+                }
+                clone.next_upstream = if retry { RETRIED } else { 0 };
                 clone
             });
             std::ptr::from_mut(&mut **clone)

@@ -1,13 +1,16 @@
 //! Answers that the data plane gives itself: redirects, direct responses, and what Envoy says where there is no upstream.
 
-use crate::nginx::{self, str_of, ERROR, OK};
+use super::ctx::Reply;
+use crate::nginx::{self, pool_str, str_of, EMPTY, ERROR, OK};
 use ngx::ffi::{self, ngx_http_request_t, ngx_int_t, ngx_str_t};
 
 /// Envoy's response flags (`%RESPONSE_FLAGS%`), as bits of a word.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Flags(u16);
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Flags(u32);
 
 impl Flags {
+    /// None: `-`.
+    pub const NONE: Flags = Flags(0);
     /// `NR`: no route, or no filter chain.
     pub const NO_ROUTE: Flags = Flags(1);
     /// `UH`: no healthy upstream.
@@ -26,18 +29,46 @@ impl Flags {
     pub const DOWNSTREAM_TERMINATION: Flags = Flags(128);
     /// Not a flag of Envoy's, hence a word: configuration that is not supported and cannot be left out.
     pub const REFUSED: Flags = Flags(256);
+    /// `DI`: a fault made it wait.
+    pub const DELAY_INJECTED: Flags = Flags(512);
+    /// `FI`: a fault answered it.
+    pub const FAULT_INJECTED: Flags = Flags(1024);
+    /// `SI`: nothing came for too long.
+    pub const STREAM_IDLE: Flags = Flags(2048);
+    /// `DT`: it took longer than a stream may.
+    pub const DURATION_TIMEOUT: Flags = Flags(4096);
+    /// `UPE`: the upstream's answer is no HTTP.
+    pub const UPSTREAM_PROTOCOL_ERROR: Flags = Flags(8192);
 
-    const NAMES: [(Flags, &'static str); 9] = [
+    /// What the end of one try says; another try may end otherwise.
+    const OF_TRY: u32 = Self::NO_HEALTHY_UPSTREAM.0
+        | Self::UPSTREAM_FAILURE.0
+        | Self::UPSTREAM_TERMINATION.0
+        | Self::UPSTREAM_TIMEOUT.0
+        | Self::UPSTREAM_PROTOCOL_ERROR.0;
+
+    /// In the order of Envoy's `ResponseFlag`s.
+    const NAMES: [(Flags, &'static str); 14] = [
         (Flags::NO_HEALTHY_UPSTREAM, "UH"),
-        (Flags::UPSTREAM_FAILURE, "UF"),
-        (Flags::NO_ROUTE, "NR"),
-        (Flags::RETRY_LIMIT, "URX"),
-        (Flags::NO_CLUSTER, "NC"),
         (Flags::UPSTREAM_TIMEOUT, "UT"),
+        (Flags::UPSTREAM_FAILURE, "UF"),
         (Flags::UPSTREAM_TERMINATION, "UC"),
+        (Flags::NO_ROUTE, "NR"),
+        (Flags::DELAY_INJECTED, "DI"),
+        (Flags::FAULT_INJECTED, "FI"),
         (Flags::DOWNSTREAM_TERMINATION, "DC"),
+        (Flags::RETRY_LIMIT, "URX"),
+        (Flags::STREAM_IDLE, "SI"),
+        (Flags::DURATION_TIMEOUT, "DT"),
+        (Flags::UPSTREAM_PROTOCOL_ERROR, "UPE"),
+        (Flags::NO_CLUSTER, "NC"),
         (Flags::REFUSED, "REFUSED"),
     ];
+
+    /// What is left of these flags when another try begins.
+    pub fn of_request(self) -> Flags {
+        Flags(self.0 & !Self::OF_TRY)
+    }
 
     /// These flags and others.
     pub fn with(self, other: Flags) -> Flags {
@@ -84,19 +115,70 @@ pub unsafe fn push_header(
     }
 }
 
+/// Gives a local reply (`Http::Utility::sendLocalReply`): calls of gRPC get a status of gRPC in the head.
+///
+/// # Safety
+/// As [`send_typed`].
+pub unsafe fn local(r: *mut ngx_http_request_t, reply: &Reply, grpc: bool) -> ngx_int_t {
+    // SAFETY: promised by the caller.
+    unsafe {
+        if !grpc || reply.headers_only {
+            return send_typed(r, reply.status, reply.body, reply.location, "text/plain");
+        }
+        if grpc_head(r, reply.grpc_status.unwrap_or_else(|| grpc_status(reply.status)), reply.body).is_none() {
+            return ERROR;
+        }
+        send_typed(r, 200, EMPTY, EMPTY, "")
+    }
+}
+
+/// Puts a status of gRPC into the head of a response. `None` when memory is out.
+///
+/// # Safety
+/// `r` must be a live request whose header is not sent.
+pub unsafe fn grpc_head(r: *mut ngx_http_request_t, status: u32, message: ngx_str_t) -> Option<()> {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let pool = (*r).pool;
+        (*r).headers_out.content_type = str_of("application/grpc");
+        (*r).headers_out.content_type_len = (*r).headers_out.content_type.len;
+        (*r).headers_out.content_type_lowcase = std::ptr::null_mut();
+        push_header(r, str_of("grpc-status"), pool_str(pool, status.to_string().as_bytes())?)?;
+        if message.len > 0 {
+            push_header(r, str_of("grpc-message"), pool_str(pool, &percent_encoded(nginx::bytes(message)))?)?;
+        }
+        Some(())
+    }
+}
+
+/// `grpc-message`: everything but visible ASCII is `%` and two digits (gRPC over HTTP/2, "Responses").
+fn percent_encoded(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for &b in text {
+        match b {
+            b' '..=b'}' if b != b'%' => out.push(b),
+            _ => out.extend_from_slice(format!("%{b:02X}").as_bytes()),
+        }
+    }
+    out
+}
+
+/// The status of gRPC for a status of HTTP (`Grpc::Utility::httpToGrpcStatus`).
+pub fn grpc_status(status: u16) -> u32 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
 /// Sends a complete answer of ours. Headers other than `location` are the header filter's.
 ///
 /// # Safety
 /// `r` must be a live request whose header is not sent; the texts must live as long as it does.
-pub unsafe fn send(r: *mut ngx_http_request_t, status: u16, body: ngx_str_t, location: ngx_str_t) -> ngx_int_t {
-    // SAFETY: promised by the caller.
-    unsafe { send_typed(r, status, body, location, "text/plain") }
-}
-
-/// [`send`] with another content type than `text/plain`.
-///
-/// # Safety
-/// As [`send`].
 pub unsafe fn send_typed(
     r: *mut ngx_http_request_t,
     status: u16,
@@ -120,7 +202,7 @@ pub unsafe fn send_typed(
         }
         if body.len == 0 {
             (*r).set_header_only(1);
-        } else {
+        } else if !content_type.is_empty() {
             (*r).headers_out.content_type = str_of(content_type);
             (*r).headers_out.content_type_len = content_type.len();
         }

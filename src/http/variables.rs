@@ -1,8 +1,7 @@
 //! The http variables.
 
-use super::decide;
+use super::ctx::{self, Ctx};
 use crate::guard::guard;
-use crate::http::decide::Ctx;
 use crate::nginx::{self, pool_str, ERROR, OK};
 use crate::original_dst;
 use ngx::ffi::{
@@ -107,7 +106,7 @@ extern "C" fn of_context(r: *mut ngx_http_request_t, v: *mut ngx_http_variable_v
     guard("an amesh variable", ERROR, || {
         // SAFETY: nginx hands in a live request and its value.
         unsafe {
-            let Some(ctx) = decide::ctx(r) else { return not_found(v) };
+            let Some(ctx) = ctx::ctx(r) else { return not_found(v) };
             let ctx: &Ctx = ctx;
             let text = match what {
                 0 => ctx.listener,
@@ -139,7 +138,7 @@ extern "C" fn upstream_host(r: *mut ngx_http_request_t, v: *mut ngx_http_variabl
     guard("$amesh_upstream_host", ERROR, || {
         // SAFETY: nginx hands in a live request and its value.
         unsafe {
-            let rewritten = decide::ctx(r).map_or(nginx::EMPTY, |ctx| ctx.host);
+            let rewritten = ctx::ctx(r).map_or(nginx::EMPTY, |ctx| ctx.host);
             if rewritten.len > 0 {
                 return found(v, rewritten);
             }
@@ -159,7 +158,7 @@ extern "C" fn connection_upgrade(
         // SAFETY: nginx hands in a live request and its value.
         unsafe {
             let upgrade = (*r).headers_in.upgrade;
-            let allowed = decide::ctx(r).is_none_or(|ctx| ctx.websocket);
+            let allowed = ctx::ctx(r).is_none_or(|ctx| ctx.websocket);
             if upgrade.is_null() || !allowed {
                 return found(v, nginx::EMPTY);
             }

@@ -58,7 +58,7 @@ pub extern "C" fn handler(s: *mut ngx_stream_session_t) -> ngx_int_t {
             let timed_out = (*(*c).read).timedout() != 0;
             if (*c).close() != 0 {
                 // An old worker that ends does not wait for a client that has said nothing yet.
-                return finish(s, Flags::default());
+                return finish(s, Flags::NONE);
             }
             if zone::wait_for_ready((*s).start_sec) {
                 let read = (*c).read;
@@ -163,7 +163,7 @@ unsafe fn look(pin: &zone::Pin<'_>, c: *mut ngx_connection_t, captured: &mut Cap
         Sniffed::Gone => return Step::Out(Verdict::Close(Flags::DOWNSTREAM_TERMINATION)),
         Sniffed::Wait if !timed_out => return Step::Wait(found.listener_filters_timeout.to_native()),
         Sniffed::Wait if !found.continue_on_listener_filters_timeout => {
-            return Step::Out(Verdict::Close(Flags::default()));
+            return Step::Out(Verdict::Close(Flags::NONE));
         }
         _ => {}
     }

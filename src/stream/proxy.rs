@@ -103,7 +103,7 @@ pub unsafe fn ctx_or_new(s: *mut ngx_stream_session_t) -> Option<*mut Ctx> {
             session: s,
             captured: std::ptr::null_mut(),
             listener: EMPTY,
-            flags: Flags::default(),
+            flags: Flags::NONE,
             destination: None,
             endpoint: EMPTY,
             picked: None,

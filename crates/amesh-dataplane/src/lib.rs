@@ -6,10 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cors;
+pub mod fault;
 pub mod header;
 pub mod inspect;
 pub mod lb;
 pub mod listener;
 pub mod path;
 pub mod regex;
+pub mod retry;
 pub mod route;
+pub mod timeout;

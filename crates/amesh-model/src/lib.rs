@@ -16,9 +16,11 @@
 pub mod address;
 pub mod cluster;
 pub mod endpoint;
+pub mod filter;
 pub mod header;
 pub mod listener;
 pub mod matcher;
+pub mod retry;
 pub mod route;
 
 /// What a slot holds. The number is the slot's kind in shared memory and in snapshots.
@@ -50,4 +52,4 @@ impl Kind {
 
 /// Goes up when an archived type changes in a way that its size does not show: zones and snapshots of another layout are
 /// not read.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;

@@ -1,6 +1,7 @@
 //! Listeners and filter chains (`config.listener.v3`).
 
 use crate::address::{Address, CidrRange};
+use crate::filter::HttpFilter;
 use crate::route::RouteTable;
 use rkyv::{Archive, Deserialize, Serialize};
 use std::collections::HashMap;
@@ -167,8 +168,15 @@ pub struct HttpConnectionManager {
     pub headers_with_underscores_action: Underscores,
     /// `websocket` is in `upgrade_configs` and enabled.
     pub websocket: bool,
-    /// Idle time-out of a stream in ms; 0: none.
+    /// Time without a byte of a stream in either direction, in ms; 0: none. Envoy's default is five minutes.
     pub stream_idle_timeout: u64,
+    /// How long a stream may last, in ms; 0: for ever (`common_http_protocol_options.max_stream_duration`).
+    pub max_stream_duration: u64,
+    /// Filters, in their order.
+    pub filters: Vec<HttpFilter>,
+    /// Requests may name their own time-outs, and the endpoint is told of them (`x-envoy-expected-rq-timeout-ms`
+    /// counts like `x-envoy-upstream-rq-timeout-ms`; `Router.respect_expected_rq_timeout`).
+    pub respect_expected_rq_timeout: bool,
     /// Each request is refused with 500, for this reason: an HTTP filter that is not supported and cannot be left out.
     pub refuse: Option<String>,
     /// The router filter does not add `x-envoy-*` headers (`Router.suppress_envoy_headers`).

@@ -1,7 +1,9 @@
 //! Route tables (`config.route.v3`).
 
+use crate::filter::{Cors, Fault};
 use crate::header::HeaderEdits;
 use crate::matcher::{Fraction, HeaderMatcher, QueryParameterMatcher, Regex};
+use crate::retry::RetryPolicy;
 use rkyv::{Archive, Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -81,6 +83,10 @@ pub struct Route {
     pub action: RouteAction,
     /// Header edits of this route.
     pub headers: HeaderEdits,
+    /// Faults of this route instead of those of the filter.
+    pub fault: Option<Box<Fault>>,
+    /// What scripts of other origins may do.
+    pub cors: Option<Box<Cors>>,
 }
 
 /// What a route matches (`config.route.v3.RouteMatch`): all parts must hold.
@@ -141,19 +147,42 @@ pub struct ForwardAction {
     pub host_rewrite: HostRewrite,
     /// The old host is appended to `x-forwarded-host` when it is rewritten.
     pub append_x_forwarded_host: bool,
-    /// Time for the whole response in ms; 0: none. Envoy's default is 15 s. Not yet acted on.
+    /// Time for the whole response in ms, all tries and pauses within it; 0: none. Envoy's default is 15 s.
     pub timeout: u64,
-    /// Retries on a failed connection.
+    /// Time without a byte in either direction in ms; `None`: as the connection manager says; 0: none.
+    pub idle_timeout: Option<u64>,
+    /// How long a stream may last.
+    pub max_stream_duration: MaxStreamDuration,
+    /// Tries after the first. Without a policy of its own the route has its virtual host's.
     pub retry: RetryPolicy,
+    /// Copies. Without any of its own the route has its virtual host's, or its table's.
+    pub mirrors: Vec<MirrorPolicy>,
 }
 
-/// The part of `config.route.v3.RetryPolicy` that is acted on.
-#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-pub struct RetryPolicy {
-    /// `retry_on` has `connect-failure` (or `5xx`, `gateway-error`, `reset`, which include it).
-    pub connect_failure: bool,
-    /// Tries after the first.
-    pub num_retries: u32,
+/// How long a stream may last (`RouteAction.MaxStreamDuration`); all in ms.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MaxStreamDuration {
+    /// In any case; `None`: as the connection manager says; 0: no limit.
+    pub max_stream_duration: Option<u64>,
+    /// gRPC requests last as long as their `grpc-timeout` says, and this at most; 0: as long as they say.
+    pub grpc_timeout_header_max: Option<u64>,
+    /// Taken off a `grpc-timeout`.
+    pub grpc_timeout_header_offset: u64,
+}
+
+/// A copy of requests for another cluster (`RouteAction.RequestMirrorPolicy`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct MirrorPolicy {
+    /// The cluster; empty when `cluster_header` names it.
+    pub cluster: String,
+    /// A header with the cluster's name (lower case); empty: none.
+    pub cluster_header: String,
+    /// Of how many requests; `None`: all.
+    pub runtime_fraction: Option<Fraction>,
+    /// The copy's host is the request's, not that with `-shadow` at its end.
+    pub disable_shadow_host_suffix_append: bool,
+    /// The copy's host; empty: as above.
+    pub host_rewrite_literal: String,
 }
 
 /// `RouteAction.cluster_specifier`.

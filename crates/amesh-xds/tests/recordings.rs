@@ -6,6 +6,7 @@ use amesh_model::address::{Address, Ip};
 use amesh_model::cluster::{Discovery, LbPolicy, UpstreamProtocol};
 use amesh_model::listener::{ChainAction, Listener, RouteSpecifier};
 use amesh_model::matcher::{HeaderMatch, StringPattern};
+use amesh_model::retry::retry_on;
 use amesh_model::route::{ClusterSpecifier, PathRewrite, PathSpecifier, RouteAction, RouteTable};
 use amesh_xds::translate::{self, Notes, Source, TranslatedCluster};
 use common::{delta, sotw, Response};
@@ -146,7 +147,12 @@ fn the_routes_of_web_come_in_order() {
     let ClusterSpecifier::Weighted { clusters, total_weight } = &canary.cluster else { panic!() };
     assert_eq!((clusters.len(), *total_weight), (2, 100));
     assert_eq!(canary.retry.num_retries, 2);
-    assert!(canary.retry.connect_failure);
+    assert!(canary.retry.retry_on & retry_on::CONNECT_FAILURE != 0 && canary.retry.previous_hosts);
+    assert_eq!(host.routes[11].fault.as_ref().and_then(|f| f.delay.as_ref()).and_then(|d| d.fixed), Some(300));
+    assert!(host.routes[12].fault.as_ref().is_some_and(|f| f.abort.is_some()));
+    assert!(host.routes[15].cors.as_ref().is_some_and(|c| c.allow_credentials));
+    let RouteAction::Route(mirrored) = &host.routes[14].action else { panic!() };
+    assert_eq!(mirrored.mirrors.len(), 2);
 }
 
 #[test]
@@ -235,14 +241,7 @@ fn what_is_left_out_is_listed() {
     let w = app();
     let notes = |kind: &str, name: &str| w.notes[&(kind.to_owned(), name.to_owned())].join("\n");
     let table = notes("RouteConfiguration", "80");
-    for field in [
-        "virtual_hosts[].routes[].route.retry_policy.retry_on",
-        "virtual_hosts[].routes[].route.request_mirror_policies",
-        "virtual_hosts[].routes[].route.hash_policy",
-        "virtual_hosts[].routes[].typed_per_filter_config[\"envoy.filters.http.fault\"]",
-        "virtual_hosts[].routes[].typed_per_filter_config[\"envoy.filters.http.cors\"]",
-        "virtual_hosts[].routes[].decorator",
-    ] {
+    for field in ["virtual_hosts[].routes[].route.hash_policy", "virtual_hosts[].routes[].decorator"] {
         assert!(table.contains(&format!("Ignored {field} x")), "{field} in\n{table}");
     }
     let cluster = notes("Cluster", "outbound|80||web.default.svc.cluster.local");

@@ -409,7 +409,7 @@ fn envoys_defaults() {
     let p =
         table(&with(TABLE, "{cluster: c}", "{cluster: c, retry_policy: {retry_on: 5xx}}"), &mut Notes::new()).unwrap();
     let RouteAction::Route(r) = &p.virtual_hosts[0].routes[0].action else { panic!() };
-    assert!(r.retry.connect_failure && r.retry.num_retries == 1);
+    assert!(r.retry.retry_on == amesh_model::retry::retry_on::FIVE_XX && r.retry.num_retries == 1);
 }
 
 fn refused(n: &Notes) -> Vec<String> {

@@ -53,6 +53,18 @@ pub enum Decision<'a> {
     },
 }
 
+impl<'a> Decision<'a> {
+    /// The route that took the request.
+    pub fn route(&self) -> Option<&'a ArchivedRoute> {
+        match self {
+            Decision::Forward(forward) => Some(forward.route.1),
+            Decision::Redirect { route, .. } => route.map(|(_, route)| route),
+            Decision::Direct { route, .. } | Decision::ClusterNotFound { route, .. } => Some(route.1),
+            Decision::NotFound | Decision::Refuse { .. } => None,
+        }
+    }
+}
+
 /// A request that goes to a cluster. When that cluster does not exist the answer is
 /// `action.cluster_not_found_response_code`.
 pub struct Forward<'a> {

@@ -86,8 +86,26 @@ fn path_matches(wanted: &ArchivedRouteMatch, path: &str, regexes: &mut RegexCach
     }
 }
 
-/// `Grpc::Common::hasGrpcContentType`.
-fn is_grpc(head: &impl RequestHead) -> bool {
+/// Whether all matchers hold.
+pub(crate) fn all_headers_match(
+    wanted: &[ArchivedHeaderMatcher],
+    head: &impl RequestHead,
+    regexes: &mut RegexCache,
+) -> bool {
+    wanted.iter().all(|m| header_matches(m, head, regexes))
+}
+
+/// Whether one matcher holds.
+pub(crate) fn any_header_matches(
+    wanted: &[ArchivedHeaderMatcher],
+    head: &impl RequestHead,
+    regexes: &mut RegexCache,
+) -> bool {
+    wanted.iter().any(|m| header_matches(m, head, regexes))
+}
+
+/// Whether a request is a call of gRPC (`Grpc::Common::hasGrpcContentType`).
+pub fn is_grpc(head: &impl RequestHead) -> bool {
     head.first_value("content-type")
         .and_then(|value| value.strip_prefix(b"application/grpc"))
         .is_some_and(|rest| matches!(rest, [] | [b'+', ..]))
@@ -135,7 +153,7 @@ fn integer(value: &[u8]) -> Option<i64> {
     std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()
 }
 
-fn string_matches(wanted: &ArchivedStringMatcher, value: &[u8], regexes: &mut RegexCache) -> bool {
+pub(crate) fn string_matches(wanted: &ArchivedStringMatcher, value: &[u8], regexes: &mut RegexCache) -> bool {
     let equal = |a: &[u8], b: &[u8]| match wanted.ignore_case {
         true => a.eq_ignore_ascii_case(b),
         false => a == b,

@@ -6,7 +6,8 @@ mod rewrite;
 mod virtual_host;
 
 pub use decide::{decide, Decision, Forward};
-pub use matches::route;
+pub(crate) use matches::{all_headers_match, any_header_matches, string_matches};
+pub use matches::{is_grpc, route};
 pub use virtual_host::virtual_host;
 
 /// A request, as far as routing looks at it.

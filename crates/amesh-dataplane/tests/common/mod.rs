@@ -9,8 +9,8 @@ use amesh_model::listener::{
 };
 use amesh_model::matcher::{HeaderMatch, HeaderMatcher, Regex, StringMatcher, StringPattern};
 use amesh_model::route::{
-    ClusterSpecifier, Domains, ForwardAction, HostRewrite, PathRewrite, PathSpecifier, RequireTls, RetryPolicy, Route,
-    RouteAction, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
+    ClusterSpecifier, Domains, ForwardAction, HostRewrite, PathRewrite, PathSpecifier, RequireTls, Route, RouteAction,
+    RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
 use rkyv::api::high::{HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
@@ -118,7 +118,10 @@ pub fn forward(cluster: &str) -> ForwardAction {
         host_rewrite: HostRewrite::None,
         append_x_forwarded_host: false,
         timeout: 0,
-        retry: RetryPolicy::default(),
+        idle_timeout: None,
+        max_stream_duration: Default::default(),
+        retry: Default::default(),
+        mirrors: vec![],
     }
 }
 
@@ -137,7 +140,7 @@ pub fn arm(name: &str, weight: u32) -> WeightedCluster {
 }
 
 pub fn route(name: &str, matches: RouteMatch, action: RouteAction) -> Route {
-    Route { name: name.into(), matches, action, headers: HeaderEdits::default() }
+    Route { name: name.into(), matches, action, headers: HeaderEdits::default(), fault: None, cors: None }
 }
 
 pub fn virtual_host(name: &str, routes: Vec<Route>) -> VirtualHost {
@@ -204,6 +207,9 @@ pub fn hcm() -> HttpConnectionManager {
         stream_idle_timeout: 0,
         refuse: None,
         suppress_envoy_headers: false,
+        max_stream_duration: 0,
+        filters: vec![],
+        respect_expected_rq_timeout: false,
     }
 }
 

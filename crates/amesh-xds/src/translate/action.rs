@@ -4,13 +4,14 @@ use super::format::{self, name as header_name};
 use super::notes::{ignored, unsupported, Set};
 use super::route::Inherited;
 use super::value::{enumeration, inline, millis, u32_or};
-use super::{filter, matcher, Invalid, Notes};
+use super::{filter, matcher, retry, Invalid, Notes};
 use amesh_model::header::Format;
 use amesh_model::route::{
-    ClusterSpecifier, DirectResponseAction, ForwardAction, HostRewrite, PathRewrite, RedirectAction, RetryPolicy,
-    RouteAction, WeightedCluster,
+    ClusterSpecifier, DirectResponseAction, ForwardAction, HostRewrite, MaxStreamDuration, MirrorPolicy, PathRewrite,
+    RedirectAction, RouteAction, WeightedCluster,
 };
 use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::google::protobuf::Duration;
 
 const NO_CLUSTER: &str = "is empty: the name of a cluster is needed";
 
@@ -53,7 +54,7 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
         rate_limits,
         include_vh_rate_limits,
         hash_policy,
-        cors,
+        cors: _,
         max_grpc_timeout,
         grpc_timeout_offset,
         upgrade_configs,
@@ -67,22 +68,16 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
     } = action;
     unsupported!(notes; path_rewrite_policy);
     ignored!(notes, "only subsets depend on it, and a cluster with subsets is refused"; metadata_match);
-    let time = "time-outs are nginx's own";
-    ignored!(notes, time; idle_timeout, flush_timeout, max_grpc_timeout, grpc_timeout_offset, max_stream_duration);
-    ignored!(notes, "retries are those of connections that fail"; retry_policy_typed_config, hedge_policy);
-    ignored!(notes, "requests are not mirrored"; request_mirror_policies);
+    ignored!(notes, "nginx's own time-outs hold"; flush_timeout);
+    ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
+    ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
     ignored!(notes, "there are no circuit breakers"; priority);
     ignored!(notes, "there is no rate limit filter"; rate_limits, include_vh_rate_limits);
     ignored!(notes, "endpoints are not picked by a hash"; hash_policy);
-    ignored!(notes, "CORS is not answered"; cors);
     ignored!(notes, "upgrades are as the connection manager says"; upgrade_configs);
     ignored!(notes, "early data is not used"; early_data_policy);
     ignored!(notes, "redirects of an endpoint go to the client";
         internal_redirect_policy, internal_redirect_action, max_internal_redirects);
-    let timeout = millis(timeout, "timeout", notes)?.unwrap_or(15_000);
-    if timeout > 0 {
-        notes.ignored("timeout", time);
-    }
     let path_rewrite = match (prefix_rewrite.is_set(), regex_rewrite, path_rewrite.is_set()) {
         (false, None, false) => PathRewrite::None,
         (true, None, false) => PathRewrite::Prefix(prefix_rewrite.clone()),
@@ -93,13 +88,9 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
         (false, None, true) => PathRewrite::Full(literal(path_rewrite, "path_rewrite", notes)?),
         _ => return Err(notes.invalid("", "more than one of prefix_rewrite, regex_rewrite and path_rewrite is set")),
     };
-    let retry = match (retry_policy, inherited.retry) {
-        (Some(p), _) => notes.within("retry_policy", |n| retry(p, n))?,
-        // What of it is not acted on stands at the virtual host.
-        (None, Some(p)) => {
-            retry(p, &mut Notes::new()).map_err(|_| notes.invalid("retry_policy", "inherits nonsense"))?
-        }
-        (None, None) => RetryPolicy::default(),
+    let retry = match retry_policy {
+        Some(p) => notes.within("retry_policy", |n| retry::policy(p, n))?,
+        None => inherited.retry.clone().unwrap_or_default(),
     };
     let (cluster, refuse) = cluster(cluster_specifier, notes)?;
     let forward = ForwardAction {
@@ -116,8 +107,19 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
         path_rewrite,
         host_rewrite: host_rewrite(host_rewrite_specifier, notes)?,
         append_x_forwarded_host: *append_x_forwarded_host,
-        timeout,
+        timeout: millis(timeout, "timeout", notes)?.unwrap_or(15_000),
+        idle_timeout: millis(idle_timeout, "idle_timeout", notes)?,
+        max_stream_duration: self::max_stream_duration(
+            max_stream_duration,
+            max_grpc_timeout,
+            grpc_timeout_offset,
+            notes,
+        )?,
         retry,
+        mirrors: match request_mirror_policies.as_slice() {
+            [] => inherited.mirrors.to_vec(),
+            own => notes.list("request_mirror_policies", own, mirror)?,
+        },
     };
     Ok(refuse.map_or_else(|| RouteAction::Route(Box::new(forward)), RouteAction::Refuse))
 }
@@ -162,36 +164,74 @@ fn header_value(text: &str, field: &str, notes: &Notes) -> Result<String, Invali
     }
 }
 
-/// The part of a retry policy that is acted on.
-pub(super) fn retry(policy: &pb::RetryPolicy, notes: &mut Notes) -> Result<RetryPolicy, Invalid> {
-    let pb::RetryPolicy {
-        retry_on,
-        num_retries,
-        per_try_timeout,
-        per_try_idle_timeout,
-        retry_priority,
-        retry_host_predicate,
-        retry_options_predicates,
-        host_selection_retry_max_attempts,
-        retriable_status_codes,
-        retry_back_off,
-        rate_limited_retry_back_off,
-        retriable_headers,
-        retriable_request_headers,
-        refresh_cluster_on_retry,
-    } = policy;
-    ignored!(notes, "retries are those of connections that fail, at once, on the next endpoint";
-        per_try_timeout, per_try_idle_timeout, retry_priority, retry_host_predicate, retry_options_predicates,
-        host_selection_retry_max_attempts, retriable_status_codes, retry_back_off, rate_limited_retry_back_off,
-        retriable_headers, retriable_request_headers, refresh_cluster_on_retry);
-    let words = || retry_on.split(',').map(str::trim).filter(|w| !w.is_empty());
-    // A connection that fails is a reset before the request, so all of these include it.
-    let includes = ["connect-failure", "5xx", "gateway-error", "reset", "reset-before-request"];
-    if words().any(|w| w != "connect-failure") {
-        notes.ignored("retry_on", "only connections that fail are retried");
+/// The older CORS policy of a route.
+pub(super) fn deprecated_cors(action: &Option<pb::route::Action>) -> Option<&pb::CorsPolicy> {
+    match action {
+        Some(pb::route::Action::Route(route)) => route.cors.as_ref(),
+        _ => None,
     }
-    millis(per_try_timeout, "per_try_timeout", notes)?;
-    Ok(RetryPolicy { connect_failure: words().any(|w| includes.contains(&w)), num_retries: u32_or(num_retries, 1) })
+}
+
+/// A copy of requests for another cluster.
+pub(super) fn mirror(
+    policy: &pb::route_action::RequestMirrorPolicy,
+    notes: &mut Notes,
+) -> Result<MirrorPolicy, Invalid> {
+    let pb::route_action::RequestMirrorPolicy {
+        cluster,
+        cluster_header,
+        runtime_fraction,
+        trace_sampled: _,
+        disable_shadow_host_suffix_append,
+        request_headers_mutations,
+        host_rewrite_literal,
+    } = policy;
+    ignored!(notes, "the copy has the headers of the request"; request_headers_mutations);
+    if cluster.is_empty() == cluster_header.is_empty() {
+        return Err(notes.invalid("cluster", "exactly one of cluster and cluster_header must be set"));
+    }
+    Ok(MirrorPolicy {
+        cluster: cluster.clone(),
+        cluster_header: match cluster_header.as_str() {
+            "" => String::new(),
+            h => header_name(h, "cluster_header", notes)?,
+        },
+        runtime_fraction: runtime_fraction
+            .as_ref()
+            .map(|f| notes.within("runtime_fraction", |n| matcher::fraction(f, n)))
+            .transpose()?,
+        disable_shadow_host_suffix_append: *disable_shadow_host_suffix_append,
+        host_rewrite_literal: header_value(host_rewrite_literal, "host_rewrite_literal", notes)?,
+    })
+}
+
+/// How long a stream may last. The two older fields of the action speak of gRPC alone.
+fn max_stream_duration(
+    d: &Option<pb::route_action::MaxStreamDuration>,
+    max_grpc_timeout: &Option<Duration>,
+    grpc_timeout_offset: &Option<Duration>,
+    notes: &mut Notes,
+) -> Result<MaxStreamDuration, Invalid> {
+    let old = MaxStreamDuration {
+        max_stream_duration: None,
+        grpc_timeout_header_max: millis(max_grpc_timeout, "max_grpc_timeout", notes)?,
+        grpc_timeout_header_offset: millis(grpc_timeout_offset, "grpc_timeout_offset", notes)?.unwrap_or(0),
+    };
+    let Some(d) = d else { return Ok(old) };
+    notes.within("max_stream_duration", |notes| {
+        let pb::route_action::MaxStreamDuration {
+            max_stream_duration,
+            grpc_timeout_header_max,
+            grpc_timeout_header_offset,
+        } = d;
+        Ok(MaxStreamDuration {
+            max_stream_duration: millis(max_stream_duration, "max_stream_duration", notes)?,
+            grpc_timeout_header_max: millis(grpc_timeout_header_max, "grpc_timeout_header_max", notes)?
+                .or(old.grpc_timeout_header_max),
+            grpc_timeout_header_offset: millis(grpc_timeout_header_offset, "grpc_timeout_header_offset", notes)?
+                .unwrap_or(old.grpc_timeout_header_offset),
+        })
+    })
 }
 
 /// Where requests go, and why they must not.
@@ -281,8 +321,12 @@ fn arm(
             Some(H::HostRewriteLiteral(h)) => header_value(h, "host_rewrite_literal", notes)?,
         },
     };
+    let filters = filter::per_route(typed_per_filter_config, notes)?;
+    if filters.fault.is_some() || filters.cors.is_some() {
+        notes.ignored("typed_per_filter_config", "faults and CORS are those of the route, not of one of its clusters");
+    }
     // One arm that must not be used refuses the route: which arm a request takes is chance.
-    Ok((arm, filter::per_route(typed_per_filter_config, notes)?))
+    Ok((arm, filters.refuse))
 }
 
 fn redirect(r: &pb::RedirectAction, notes: &mut Notes) -> Result<RedirectAction, Invalid> {

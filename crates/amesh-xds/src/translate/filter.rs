@@ -2,7 +2,8 @@
 
 use super::notes::ignored;
 use super::value::{type_name, unpack};
-use super::{Invalid, Notes};
+use super::{cors, fault, Invalid, Notes};
+use amesh_model::filter::{Fault, HttpFilter};
 use envoy_types::pb::envoy::config::{rbac::v3 as rbac, route::v3 as route};
 use envoy_types::pb::envoy::extensions::filters::http::{rbac::v3 as http_rbac, router::v3 as router};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
@@ -17,11 +18,7 @@ const NETWORK_RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
 /// Types that may be left out, and what is missing then. Peer metadata, statistics and ALPN are Istio's own.
-const COMFORT: [(&str, &str); 10] = [
-    ("envoy.extensions.filters.http.cors.v3.Cors", "CORS is not answered"),
-    ("envoy.extensions.filters.http.cors.v3.CorsPolicy", "CORS is not answered"),
-    ("envoy.config.route.v3.CorsPolicy", "CORS is not answered"),
-    ("envoy.extensions.filters.http.fault.v3.HTTPFault", "faults are not injected"),
+const COMFORT: [(&str, &str); 6] = [
     ("envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", "statistics only"),
     ("istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig", "there is no upstream TLS whose ALPN it would set"),
     ("io.istio.http.peer_metadata.Config", "peer metadata are for statistics"),
@@ -31,14 +28,14 @@ const COMFORT: [(&str, &str); 10] = [
 ];
 
 /// Names that stand for those types where no configuration is given.
-const COMFORT_NAMES: [&str; 6] = [
-    "envoy.filters.http.cors",
-    "envoy.filters.http.fault",
-    "envoy.filters.http.grpc_stats",
-    "istio.metadata_exchange",
-    "istio.stats",
-    "istio.alpn",
-];
+const COMFORT_NAMES: [&str; 4] =
+    ["envoy.filters.http.grpc_stats", "istio.metadata_exchange", "istio.stats", "istio.alpn"];
+
+const CORS: &str = "envoy.extensions.filters.http.cors.v3.Cors";
+const CORS_POLICY: [&str; 2] = ["envoy.extensions.filters.http.cors.v3.CorsPolicy", "envoy.config.route.v3.CorsPolicy"];
+const CORS_NAME: &str = "envoy.filters.http.cors";
+const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
+const FAULT_NAME: &str = "envoy.filters.http.fault";
 
 /// Why a filter of this type may be left out; `None`: it must not.
 fn comfort(any: &Any, kind: &str, notes: &Notes) -> Result<Option<&'static str>, Invalid> {
@@ -91,31 +88,77 @@ pub(super) fn left_out(
     Ok(None)
 }
 
-/// `typed_per_filter_config`: why what it stands on must be refused, if so.
-pub(super) fn per_route(configs: &HashMap<String, Any>, notes: &mut Notes) -> Result<Option<String>, Invalid> {
-    let mut refuse = None;
+/// What a place (route, virtual host, table) says to filters.
+#[derive(Debug, Default)]
+pub(super) struct PerRoute {
+    /// Why the place must be refused.
+    pub refuse: Option<String>,
+    /// Its faults.
+    pub fault: Option<Fault>,
+    /// Its part of the CORS policy.
+    pub cors: Option<cors::Level>,
+}
+
+impl PerRoute {
+    /// Fills up with what the place around this one says; a refusal stays where it is.
+    pub(super) fn within(mut self, outer: &PerRoute) -> PerRoute {
+        self.fault = self.fault.or_else(|| outer.fault.clone());
+        self.cors = match (self.cors, &outer.cors) {
+            (Some(inner), Some(outer)) => Some(inner.or(outer)),
+            (inner, outer) => inner.or_else(|| outer.clone()),
+        };
+        self
+    }
+}
+
+/// `typed_per_filter_config`.
+pub(super) fn per_route(configs: &HashMap<String, Any>, notes: &mut Notes) -> Result<PerRoute, Invalid> {
+    let mut out = PerRoute::default();
     for (name, any) in configs.iter().collect::<BTreeMap<_, _>>() {
         let why = notes.entry("typed_per_filter_config", name, |notes| {
             if type_name(any) != FILTER_CONFIG {
-                return left_out(name, any, false, "", notes);
+                return filter_of_route(name, any, false, "", &mut out, notes);
             }
             let route::FilterConfig { config, is_optional, disabled } = unpack(any, "", notes)?;
+            let kind = config.as_ref().map(type_name).unwrap_or_default();
             match config {
+                _ if disabled && (kind == FAULT || name == FAULT_NAME) => out.fault = Some(Fault::default()),
+                _ if disabled && (CORS_POLICY.contains(&kind.as_str()) || name == CORS_NAME) => {
+                    out.cors = Some(cors::Level::disabled());
+                }
                 _ if disabled => {
                     notes.ignored("disabled", "a filter that is not supported stays refused where it is enabled");
-                    Ok(None)
                 }
-                Some(config) => left_out(name, &config, is_optional, "config", notes),
+                Some(config) => return filter_of_route(name, &config, is_optional, "config", &mut out, notes),
+                None if [FAULT_NAME, CORS_NAME].contains(&name.as_str()) => {}
                 None if is_optional || COMFORT_NAMES.contains(&name.as_str()) => {
                     notes.ignored("", "the filter is not supported");
-                    Ok(None)
                 }
-                None => Ok(Some(notes.refused("", must_not(name, "enabled here")))),
+                None => return Ok(Some(notes.refused("", must_not(name, "enabled here")))),
             }
+            Ok(None)
         })?;
-        refuse = refuse.or(why);
+        out.refuse = out.refuse.or(why);
     }
-    Ok(refuse)
+    Ok(out)
+}
+
+/// One entry of `typed_per_filter_config`, at `field`.
+fn filter_of_route(
+    name: &str,
+    any: &Any,
+    optional: bool,
+    field: &'static str,
+    out: &mut PerRoute,
+    notes: &mut Notes,
+) -> Result<Option<String>, Invalid> {
+    match type_name(any).as_str() {
+        FAULT => out.fault = Some(fault::fault(&unpack(any, field, notes)?, notes)?),
+        kind if kind == CORS_POLICY[0] => out.cors = Some(cors::policy(&unpack(any, field, notes)?, notes)?),
+        kind if kind == CORS_POLICY[1] => out.cors = Some(cors::deprecated(&unpack(any, field, notes)?, notes)?),
+        _ => return left_out(name, any, optional, field, notes),
+    }
+    Ok(None)
 }
 
 /// What the HTTP filters of a connection manager come to.
@@ -125,6 +168,10 @@ pub(super) struct HttpFilters {
     pub refuse: Option<String>,
     /// `Router.suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
+    /// `Router.respect_expected_rq_timeout`.
+    pub respect_expected_rq_timeout: bool,
+    /// Those that are carried out, in their order.
+    pub filters: Vec<HttpFilter>,
 }
 
 pub(super) fn http_filters(filters: &[hcm::HttpFilter], notes: &mut Notes) -> Result<HttpFilters, Invalid> {
@@ -148,6 +195,24 @@ pub(super) fn http_filters(filters: &[hcm::HttpFilter], notes: &mut Notes) -> Re
                     routed = true;
                     let router = unpack(any, "typed_config", notes)?;
                     notes.within("typed_config", |n| Ok(self::router(&router, &mut out, n)))
+                }
+                // Without a word of its own: what a route says enables it.
+                Some(ConfigType::TypedConfig(any)) if type_name(any) == FAULT => {
+                    let fault = fault::fault(&unpack(any, "typed_config", notes)?, notes)?;
+                    out.filters.push(HttpFilter::Fault(if *disabled { Fault::default() } else { fault }));
+                    Ok(None)
+                }
+                Some(ConfigType::TypedConfig(any)) if type_name(any) == CORS => {
+                    out.filters.push(HttpFilter::Cors);
+                    Ok(None)
+                }
+                None if name == FAULT_NAME => {
+                    out.filters.push(HttpFilter::Fault(Fault::default()));
+                    Ok(None)
+                }
+                None if name == CORS_NAME => {
+                    out.filters.push(HttpFilter::Cors);
+                    Ok(None)
                 }
                 Some(_) if *disabled => {
                     notes.ignored("disabled", "a route that enables the filter is refused, unless it may be left out");
@@ -188,9 +253,10 @@ fn router(router: &router::Router, out: &mut HttpFilters, notes: &mut Notes) -> 
     } = router;
     ignored!(notes, "there is no tracing"; start_child_span);
     ignored!(notes, "nginx writes its own access logs"; upstream_log, upstream_log_options);
-    ignored!(notes, "x-envoy-* request headers set no policy"; strict_check_headers, respect_expected_rq_timeout);
+    ignored!(notes, "x-envoy-* request headers that make no sense are passed over"; strict_check_headers);
     ignored!(notes, "CONNECT is not supported"; reject_connect_request_early_data);
     out.suppress_envoy_headers = *suppress_envoy_headers;
+    out.respect_expected_rq_timeout = *respect_expected_rq_timeout;
     upstream_filters(upstream_http_filters, "upstream_http_filters", notes)
 }
 

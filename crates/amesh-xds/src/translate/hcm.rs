@@ -119,8 +119,8 @@ pub(super) fn manager(
     if early_header_mutation_extensions.is_set() {
         refuse = Some(notes.refused("early_header_mutation_extensions", "routes depend on headers that it changes"));
     }
-    let underscores = match common_http_protocol_options {
-        None => Underscores::Allow,
+    let (underscores, max_stream_duration) = match common_http_protocol_options {
+        None => (Underscores::Allow, 0),
         Some(o) => notes.within("common_http_protocol_options", |n| protocol_options(o, n))?,
     };
     let routes = match routes(route_specifier, tables, notes)? {
@@ -167,12 +167,16 @@ pub(super) fn manager(
         headers_with_underscores_action: underscores,
         websocket,
         stream_idle_timeout: millis(stream_idle_timeout, "stream_idle_timeout", notes)?.unwrap_or(300_000),
+        max_stream_duration,
         refuse,
         suppress_envoy_headers: filters.suppress_envoy_headers,
+        respect_expected_rq_timeout: filters.respect_expected_rq_timeout,
+        filters: filters.filters,
     })))
 }
 
-fn protocol_options(o: &core::HttpProtocolOptions, notes: &mut Notes) -> Result<Underscores, Invalid> {
+/// What is done with underscores, and how long a stream may last (0: for ever).
+fn protocol_options(o: &core::HttpProtocolOptions, notes: &mut Notes) -> Result<(Underscores, u64), Invalid> {
     use core::http_protocol_options::HeadersWithUnderscoresAction as U;
     let core::HttpProtocolOptions {
         idle_timeout,
@@ -185,13 +189,15 @@ fn protocol_options(o: &core::HttpProtocolOptions, notes: &mut Notes) -> Result<
         max_requests_per_connection,
     } = o;
     ignored!(notes, "nginx's own limits and time-outs hold";
-        idle_timeout, max_connection_duration, max_connection_duration_jitter, max_headers_count, max_stream_duration,
+        idle_timeout, max_connection_duration, max_connection_duration_jitter, max_headers_count,
         max_requests_per_connection);
-    Ok(match enumeration::<U>(*headers_with_underscores_action, "headers_with_underscores_action", notes)? {
-        U::Allow => Underscores::Allow,
-        U::RejectRequest => Underscores::RejectRequest,
-        U::DropHeader => Underscores::DropHeader,
-    })
+    let underscores =
+        match enumeration::<U>(*headers_with_underscores_action, "headers_with_underscores_action", notes)? {
+            U::Allow => Underscores::Allow,
+            U::RejectRequest => Underscores::RejectRequest,
+            U::DropHeader => Underscores::DropHeader,
+        };
+    Ok((underscores, millis(max_stream_duration, "max_stream_duration", notes)?.unwrap_or(0)))
 }
 
 /// Where the routes are, or why the chain must be refused.

@@ -124,16 +124,20 @@ pub(super) fn query(m: &route::QueryParameterMatcher, notes: &mut Notes) -> Resu
 }
 
 pub(super) fn fraction(f: &core::RuntimeFractionalPercent, notes: &mut Notes) -> Result<Fraction, Invalid> {
-    use kind::fractional_percent::DenominatorType as D;
     // There is no runtime here that could say otherwise, so the default is what counts.
     let core::RuntimeFractionalPercent { default_value, runtime_key: _ } = f;
-    let Some(kind::FractionalPercent { numerator, denominator }) = default_value else {
-        return Err(notes.invalid("default_value", "is not set"));
-    };
-    let denominator = match super::value::enumeration::<D>(*denominator, "default_value.denominator", notes)? {
+    match default_value {
+        None => Err(notes.invalid("default_value", "is not set")),
+        Some(percent) => fractional_percent(percent, "default_value", notes),
+    }
+}
+
+pub(super) fn fractional_percent(p: &kind::FractionalPercent, field: &str, notes: &Notes) -> Result<Fraction, Invalid> {
+    use kind::fractional_percent::DenominatorType as D;
+    let denominator = match super::value::enumeration::<D>(p.denominator, &format!("{field}.denominator"), notes)? {
         D::Hundred => 100,
         D::TenThousand => 10_000,
         D::Million => 1_000_000,
     };
-    Ok(Fraction { numerator: *numerator, denominator })
+    Ok(Fraction { numerator: p.numerator, denominator })
 }

@@ -1,9 +1,13 @@
 //! `config.route.v3.RouteConfiguration` → [`RouteTable`].
 
+use super::filter::PerRoute;
 use super::notes::{ignored, unsupported};
 use super::value::{bool_or, enumeration, u32_or};
-use super::{action, filter, format, matcher, Invalid, Notes};
-use amesh_model::route::{Domains, PathSpecifier, RequireTls, Route, RouteAction, RouteMatch, RouteTable, VirtualHost};
+use super::{action, filter, format, matcher, retry, Invalid, Notes};
+use amesh_model::retry::RetryPolicy;
+use amesh_model::route::{
+    Domains, MirrorPolicy, PathSpecifier, RequireTls, Route, RouteAction, RouteMatch, RouteTable, VirtualHost,
+};
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use std::collections::{BTreeSet, HashSet};
 
@@ -12,7 +16,11 @@ pub(super) struct Inherited<'a> {
     /// Longest body of a direct response in bytes.
     pub max_body: usize,
     /// Retry policy of the virtual host.
-    pub retry: Option<&'a pb::RetryPolicy>,
+    pub retry: Option<RetryPolicy>,
+    /// What virtual host and table say to filters.
+    pub filters: &'a PerRoute,
+    /// Copies that virtual host or table want.
+    pub mirrors: &'a [MirrorPolicy],
 }
 
 /// A route table.
@@ -42,7 +50,6 @@ pub fn route_table(table: &pb::RouteConfiguration, notes: &mut Notes) -> Result<
         route_specifiers,
     } = table;
     unsupported!(notes; vhds, vhost_header, ignore_path_parameters_in_path_matching, route_specifiers);
-    ignored!(notes, "requests are not mirrored"; request_mirror_policies);
     if bool_or(validate_clusters, false) {
         notes.ignored("validate_clusters", "a cluster that is missing is a 503 when it is asked for");
     }
@@ -59,12 +66,15 @@ pub fn route_table(table: &pb::RouteConfiguration, notes: &mut Notes) -> Result<
         response_headers_to_remove,
         notes,
     )?;
-    let mut refuse = filter::per_route(typed_per_filter_config, notes)?;
+    let filters = filter::per_route(typed_per_filter_config, notes)?;
+    let mirrors = notes.list("request_mirror_policies", request_mirror_policies, action::mirror)?;
+    let mut refuse = filters.refuse.clone();
     if !internal_only_headers.is_empty() {
         refuse = Some(notes.refused("internal_only_headers", "headers of external requests are not cleaned yet"));
     }
     let max_body = u32_or(max_direct_response_body_size_bytes, 4096) as usize;
-    let mut hosts = notes.list("virtual_hosts", virtual_hosts, |h, n| virtual_host(h, max_body, n))?;
+    let inherited = Inherited { max_body, retry: None, filters: &filters, mirrors: &mirrors };
+    let mut hosts = notes.list("virtual_hosts", virtual_hosts, |h, n| virtual_host(h, &inherited, n))?;
     for host in &mut hosts {
         host.refuse = host.refuse.take().or_else(|| refuse.clone());
     }
@@ -123,7 +133,7 @@ fn domains(hosts: &[pb::VirtualHost], notes: &mut Notes) -> Result<Domains, Inva
     Ok(out)
 }
 
-fn virtual_host(host: &pb::VirtualHost, max_body: usize, notes: &mut Notes) -> Result<VirtualHost, Invalid> {
+fn virtual_host(host: &pb::VirtualHost, table: &Inherited<'_>, notes: &mut Notes) -> Result<VirtualHost, Invalid> {
     use pb::virtual_host::TlsRequirementType as T;
     let pb::VirtualHost {
         name,
@@ -160,10 +170,10 @@ fn virtual_host(host: &pb::VirtualHost, max_body: usize, notes: &mut Notes) -> R
     unsupported!(notes; matcher, route_specifiers);
     ignored!(notes, "statistics only"; virtual_clusters);
     ignored!(notes, "there is no rate limit filter"; rate_limits);
-    ignored!(notes, "CORS is not answered"; cors);
-    ignored!(notes, "retries are those of connections that fail"; retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header);
+    ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
+    ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
+    ignored!(notes, "this header is not added"; include_is_timeout_retry_header);
     ignored!(notes, "nginx buffers as its own directives say"; per_request_buffer_limit_bytes, request_body_buffer_limit);
-    ignored!(notes, "requests are not mirrored"; request_mirror_policies);
     let headers = format::edits(
         request_headers_to_add,
         request_headers_to_remove,
@@ -171,10 +181,18 @@ fn virtual_host(host: &pb::VirtualHost, max_body: usize, notes: &mut Notes) -> R
         response_headers_to_remove,
         notes,
     )?;
-    let inherited = Inherited { max_body, retry: retry_policy.as_ref() };
-    if let Some(policy) = retry_policy {
-        notes.within("retry_policy", |n| action::retry(policy, n))?;
+    let mut filters = filter::per_route(typed_per_filter_config, notes)?;
+    if let (Some(old), None) = (cors, &filters.cors) {
+        filters.cors = Some(notes.within("cors", |n| super::cors::deprecated(old, n))?);
     }
+    let refuse = filters.refuse.take();
+    let filters = filters.within(table.filters);
+    let mirrors = match request_mirror_policies.as_slice() {
+        [] => table.mirrors.to_vec(),
+        own => notes.list("request_mirror_policies", own, action::mirror)?,
+    };
+    let retry = retry_policy.as_ref().map(|p| notes.within("retry_policy", |n| retry::policy(p, n))).transpose()?;
+    let inherited = Inherited { max_body: table.max_body, retry, filters: &filters, mirrors: &mirrors };
     Ok(VirtualHost {
         name: name.clone(),
         routes: notes.list("routes", routes, |r, n| route(r, &inherited, n))?,
@@ -186,7 +204,7 @@ fn virtual_host(host: &pb::VirtualHost, max_body: usize, notes: &mut Notes) -> R
         include_request_attempt_count: *include_request_attempt_count,
         include_attempt_count_in_response: *include_attempt_count_in_response,
         headers,
-        refuse: filter::per_route(typed_per_filter_config, notes)?,
+        refuse,
     })
 }
 
@@ -220,9 +238,16 @@ fn route(route: &pb::Route, inherited: &Inherited<'_>, notes: &mut Notes) -> Res
         response_headers_to_remove,
         notes,
     )?;
+    let mut filters = filter::per_route(typed_per_filter_config, notes)?;
+    if let (Some(old), None) = (action::deprecated_cors(action), &filters.cors) {
+        filters.cors = Some(notes.within("route", |n| n.within("cors", |n| super::cors::deprecated(old, n)))?);
+    }
+    let refuse = filters.refuse.take();
+    let filters = filters.within(inherited.filters);
     let action = action::action(action, inherited, notes)?;
-    let action = filter::per_route(typed_per_filter_config, notes)?.map_or(action, RouteAction::Refuse);
-    Ok(Route { name: name.clone(), matches, action, headers })
+    let action = refuse.map_or(action, RouteAction::Refuse);
+    let (fault, cors) = (filters.fault.map(Box::new), filters.cors.map(|c| Box::new(c.finish())));
+    Ok(Route { name: name.clone(), matches, action, headers, fault, cors })
 }
 
 fn route_match(m: &pb::RouteMatch, notes: &mut Notes) -> Result<RouteMatch, Invalid> {

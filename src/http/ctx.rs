@@ -1,0 +1,246 @@
+//! What is known of one request.
+
+use super::filter;
+use super::reply::Flags;
+use super::retry::Wanted;
+use super::shadow::Shadow;
+use super::timer::{Expired, Timers};
+use crate::guard::guard;
+use crate::lb::{self, Picked, Upstream};
+use crate::nginx::{self, pool_str, EMPTY};
+use crate::zone;
+use amesh_dataplane::retry::Retries;
+use amesh_dataplane::timeout::Timeouts;
+use amesh_model::route::{ArchivedRoute, ArchivedVirtualHost};
+use amesh_model::Kind;
+use ngx::ffi::{self, ngx_http_request_t, ngx_str_t};
+use std::ffi::c_void;
+use std::net::SocketAddr;
+
+/// How far a request has come on its way to the content phase.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// A fault makes it wait.
+    Delay,
+    /// An endpoint is to be picked.
+    Pick,
+    /// Its body is read, to be sent more than once.
+    Body,
+    /// The content phase may answer or forward it.
+    Done,
+}
+
+/// What is known of one request, in the request's pool. All texts live there too.
+pub struct Ctx {
+    /// The listener's name.
+    pub listener: ngx_str_t,
+    /// The route's name.
+    pub route: ngx_str_t,
+    /// The virtual host's name.
+    pub virtual_host: ngx_str_t,
+    /// The cluster's name.
+    pub cluster: ngx_str_t,
+    /// Its hash in the directory.
+    pub cluster_hash: u64,
+    /// The answer when there is no such cluster.
+    pub cluster_not_found: u16,
+    /// `ip:port` of the endpoint that was asked last.
+    pub endpoint: ngx_str_t,
+    /// Envoy's flags.
+    pub flags: Flags,
+    /// The host that goes upstream; empty: the client's.
+    pub host: ngx_str_t,
+    /// The host is the endpoint's, where that has one.
+    pub auto_host: bool,
+    /// Path and query as the client sent them, where they were changed.
+    pub original_path: ngx_str_t,
+    /// The route has rewritten the path.
+    pub rewritten: bool,
+    /// Original destination.
+    pub original_dst: Option<SocketAddr>,
+    /// A call of gRPC: local replies are those of gRPC.
+    pub grpc: bool,
+    /// How far it has come.
+    pub stage: Stage,
+    /// A fault makes it wait so long, in ms.
+    pub delay: u64,
+    /// When it is tried again.
+    pub retries: Retries,
+    /// For which responses it is tried again.
+    pub wanted: Wanted,
+    /// How long it may take.
+    pub timeouts: Timeouts,
+    /// How long it may take in all, in ms; 0: for ever.
+    pub max_stream_duration: u64,
+    /// How long nothing may come from the endpoint, in ms; 0: for ever.
+    pub idle_timeout: u64,
+    /// The timers of those, null before there is one.
+    pub timers: *mut Timers,
+    /// Which of them ended it.
+    pub expired: Expired,
+    /// Copies for other clusters, null: none.
+    pub shadows: *mut Shadow,
+    /// The endpoint is told how often it was tried.
+    pub tell_attempts: bool,
+    /// The endpoint is told how long it may take.
+    pub tell_timeout: bool,
+    /// Tries so far.
+    pub attempts: u32,
+    /// The endpoint of the first try.
+    pub picked: Option<Picked>,
+    /// The location's own upstream configuration, null before the first try.
+    pub upstream_conf: *mut ffi::ngx_http_upstream_conf_t,
+    /// The answer that is given without an upstream; status 0: none.
+    pub reply: Reply,
+    /// What is done to the response.
+    pub response: filter::Response,
+    /// nginx's own error page gives way to a body of ours.
+    pub replaced: bool,
+    /// A client may upgrade to a web socket.
+    pub websocket: bool,
+    /// `server` and its like were decided: the request met a connection manager.
+    pub managed: bool,
+}
+
+/// An answer of ours.
+#[derive(Clone, Copy)]
+pub struct Reply {
+    /// The status; 0: none.
+    pub status: u16,
+    /// Its body.
+    pub body: ngx_str_t,
+    /// `location`.
+    pub location: ngx_str_t,
+    /// The status of gRPC, where it is not that of the status of HTTP.
+    pub grpc_status: Option<u32>,
+    /// Headers and nothing else, also for gRPC: a redirect, or the answer to a preflight request.
+    pub headers_only: bool,
+}
+
+impl Reply {
+    /// No answer.
+    pub const NONE: Reply = Reply { status: 0, body: EMPTY, location: EMPTY, grpc_status: None, headers_only: false };
+}
+
+impl Ctx {
+    /// The upstream that the request goes to.
+    pub fn upstream(&self) -> Upstream<'_> {
+        // SAFETY: the name lives in the request's pool, as this does.
+        let cluster = unsafe { nginx::text(self.cluster) };
+        Upstream { cluster, hash: self.cluster_hash, original_dst: self.original_dst }
+    }
+
+    /// Names the cluster.
+    pub fn set_cluster(&mut self, name: ngx_str_t) {
+        self.cluster = name;
+        // SAFETY: as above.
+        self.cluster_hash = zone::hash(Kind::Cluster, unsafe { nginx::bytes(name) });
+    }
+
+    /// Remembers which virtual host and route took the request. `None` when memory is out.
+    pub fn note(
+        &mut self,
+        pool: *mut ffi::ngx_pool_t,
+        virtual_host: &ArchivedVirtualHost,
+        route: Option<&ArchivedRoute>,
+    ) -> Option<()> {
+        self.virtual_host = pool_str(pool, virtual_host.name.as_bytes())?;
+        self.route = pool_str(pool, route.map_or(&[], |r| r.name.as_bytes()))?;
+        Some(())
+    }
+
+    /// The answer is given here.
+    pub fn refuse(&mut self, status: u16, flags: Flags, body: &'static str) {
+        self.flags = self.flags.with(flags);
+        self.reply.status = status;
+        self.reply.body = nginx::str_of(body);
+    }
+
+    const fn new() -> Ctx {
+        Ctx {
+            listener: EMPTY,
+            route: EMPTY,
+            virtual_host: EMPTY,
+            cluster: EMPTY,
+            cluster_hash: 0,
+            cluster_not_found: 503,
+            endpoint: EMPTY,
+            flags: Flags::NONE,
+            host: EMPTY,
+            auto_host: false,
+            original_path: EMPTY,
+            rewritten: false,
+            original_dst: None,
+            grpc: false,
+            stage: Stage::Done,
+            delay: 0,
+            retries: Retries::NONE,
+            wanted: Wanted::NONE,
+            timeouts: Timeouts { global: 0, per_try: 0 },
+            max_stream_duration: 0,
+            idle_timeout: 0,
+            timers: std::ptr::null_mut(),
+            expired: Expired::No,
+            shadows: std::ptr::null_mut(),
+            tell_attempts: false,
+            tell_timeout: false,
+            attempts: 0,
+            picked: None,
+            upstream_conf: std::ptr::null_mut(),
+            reply: Reply::NONE,
+            response: filter::Response::new(),
+            replaced: false,
+            websocket: false,
+            managed: false,
+        }
+    }
+}
+
+/// The context of a request, `None` when it has none.
+///
+/// # Safety
+/// `r` must be a live request.
+pub unsafe fn ctx<'a>(r: *mut ngx_http_request_t) -> Option<&'a mut Ctx> {
+    // SAFETY: only ctx_or_new puts something there.
+    unsafe { nginx::slot_of::<Ctx>((*r).ctx, &raw const super::ngx_http_amesh_module).as_mut() }
+}
+
+/// The context of a request, a new one when it has none; `None` when memory is out.
+///
+/// # Safety
+/// `r` must be a live request.
+pub unsafe fn ctx_or_new(r: *mut ngx_http_request_t) -> Option<*mut Ctx> {
+    const { assert!(!std::mem::needs_drop::<Ctx>()) };
+    // SAFETY: promised by the caller; the entry of this module in the array of contexts is ours.
+    unsafe {
+        if let Some(ctx) = ctx(r) {
+            return Some(ctx);
+        }
+        let place = ffi::ngx_palloc((*r).pool, size_of::<Ctx>()).cast::<Ctx>();
+        if place.is_null() {
+            return None;
+        }
+        place.write(Ctx::new());
+        let cleanup = ffi::ngx_pool_cleanup_add((*r).pool, 0);
+        if cleanup.is_null() {
+            return None;
+        }
+        (*cleanup).data = place.cast();
+        (*cleanup).handler = Some(give_back);
+        *(*r).ctx.add((&raw const super::ngx_http_amesh_module).read().ctx_index) = place.cast();
+        Some(place)
+    }
+}
+
+/// A request ends: its timers, and an endpoint that was never asked, are given back.
+extern "C" fn give_back(data: *mut c_void) {
+    guard("the end of a request", (), || {
+        // SAFETY: the pool hands in the context that ctx_or_new made in it.
+        let ctx = unsafe { &mut *data.cast::<Ctx>() };
+        // SAFETY: the timers live in the same pool.
+        unsafe { Timers::stop_all(ctx.timers) };
+        if let Some(mut picked) = ctx.picked.take() {
+            lb::end(&mut picked, false, false);
+        }
+    });
+}
