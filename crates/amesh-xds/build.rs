@@ -1,5 +1,5 @@
 //! Takes the descriptors of Envoy's protos out of the package `envoy-types`, which carries them beside its generated
-//! code, and leaves away what only readers of documentation need.
+//! code, leaves away what only readers of documentation need, and lists the fields that hold secrets.
 
 use prost::Message;
 use prost_types::{DescriptorProto, FileDescriptorSet};
@@ -16,15 +16,83 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bytes = std::fs::read(&source).map_err(|e| format!("{}: {e}", source.display()))?;
     let mut set = FileDescriptorSet::decode(bytes.as_slice())
         .map_err(|e| format!("{} is no FileDescriptorSet: {e}", source.display()))?;
+    let marked = Marks::decode(bytes.as_slice()).map_err(|e| format!("{}: {e}", source.display()))?;
+    let sensitive: String = marked.sensitive().iter().map(|name| format!("{name}\n")).collect();
+    if sensitive.is_empty() {
+        return Err(format!("{} marks no field as sensitive: secrets could not be told", source.display()).into());
+    }
     for file in &mut set.file {
         file.source_code_info = None;
         file.service.clear();
         file.options = None;
         file.message_type.iter_mut().for_each(strip);
     }
-    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("envoy.bin");
-    std::fs::write(&out, set.encode_to_vec()).map_err(|e| format!("{}: {e}", out.display()))?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    for (name, bytes) in [("envoy.bin", set.encode_to_vec()), ("sensitive.txt", sensitive.into_bytes())] {
+        let path = out.join(name);
+        std::fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
     Ok(())
+}
+
+/// A `FileDescriptorSet` as far as `udpa.annotations.sensitive` needs it: `prost-types` drops extensions of options.
+#[derive(Clone, PartialEq, Message)]
+struct Marks {
+    #[prost(message, repeated, tag = "1")]
+    file: Vec<FileMarks>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct FileMarks {
+    #[prost(string, tag = "2")]
+    package: String,
+    #[prost(message, repeated, tag = "4")]
+    message: Vec<MessageMarks>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct MessageMarks {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, repeated, tag = "2")]
+    field: Vec<FieldMarks>,
+    #[prost(message, repeated, tag = "3")]
+    nested: Vec<MessageMarks>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct FieldMarks {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "8")]
+    options: Option<OptionMarks>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OptionMarks {
+    /// `udpa.annotations.sensitive`.
+    #[prost(bool, tag = "76569463")]
+    sensitive: bool,
+}
+
+impl Marks {
+    /// The full names of the fields that are marked.
+    fn sensitive(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for file in &self.file {
+            file.message.iter().for_each(|m| m.sensitive(&file.package, &mut names));
+        }
+        names
+    }
+}
+
+impl MessageMarks {
+    fn sensitive(&self, scope: &str, names: &mut Vec<String>) {
+        let scope = format!("{scope}.{}", self.name);
+        let marked = self.field.iter().filter(|f| f.options.as_ref().is_some_and(|o| o.sensitive));
+        names.extend(marked.map(|f| format!("{scope}.{}", f.name)));
+        self.nested.iter().for_each(|m| m.sensitive(&scope, names));
+    }
 }
 
 /// The JSON form depends on two options: that a message is the entry of a map, and packing.

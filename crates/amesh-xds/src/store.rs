@@ -478,11 +478,11 @@ impl Store {
     /// Every last good, without secrets, in the order in which [`Store::restore`] wants them.
     pub fn snapshot(&self) -> impl Iterator<Item = Saved> + '_ {
         Type::ALL.into_iter().flat_map(|t| {
-            self.goods(t).into_iter().map(move |(name, good)| {
-                let bytes = translate::without_secrets(t.url(), &good.bytes);
+            self.goods(t).into_iter().filter_map(move |(name, good)| {
+                let bytes = translate::without_secrets(t.url(), &good.bytes)?;
                 // Who resumes with the version of something else would never get the whole again.
                 let version = if bytes == good.bytes { good.version.clone() } else { String::new() };
-                Saved { type_url: t.url().to_owned(), name: name.to_owned(), version, bytes }
+                Some(Saved { type_url: t.url().to_owned(), name: name.to_owned(), version, bytes })
             })
         })
     }

@@ -36,6 +36,7 @@ mod matcher;
 mod notes;
 mod retry;
 mod route;
+mod secrets;
 mod socket;
 mod value;
 
@@ -44,7 +45,8 @@ pub use endpoint::{dns_assignment, endpoint_set, DnsTarget};
 pub use listener::{listener, listener_index, BoundListener, ListenerAddresses, TranslatedListener};
 pub use notes::{Note, NoteKind, Notes};
 pub use route::route_table;
-pub use socket::{without_secrets, Sockets};
+pub use secrets::without_secrets;
+pub use socket::Sockets;
 
 /// `type_url` of [`Listener`].
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";

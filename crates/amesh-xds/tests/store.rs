@@ -401,6 +401,70 @@ fn a_snapshot_brings_everything_back_but_secrets() {
     }
 }
 
+/// What stands in a transport socket, but for its secrets, is on disk as it came, and no secret is anywhere in the file.
+#[test]
+fn a_snapshot_file_holds_all_of_a_transport_socket_but_its_secrets() {
+    use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+    use prost::Message;
+    const TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
+    let certificate = |key: &str, password: &str, token: &str| {
+        format!(
+            r#"{{certificate_chain: {{inline_string: PUBLIC-CERT}}, private_key: {{{key}}}, password: {{{password}}}}}],
+            tls_certificate_sds_secret_configs: [{{name: default, sds_config: {{api_config_source: {{api_type: GRPC,
+              grpc_services: [{{envoy_grpc: {{cluster_name: sds}}{token}}}]}}}}}}],
+            validation_context: {{trusted_ca: {{inline_string: PUBLIC-CA}},
+              match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: "spiffe://td/a"}}}}]}}"#
+        )
+    };
+    let cluster = |inner: &str| {
+        format!(
+            r#"{{"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a, type: STATIC,
+            load_assignment: {{cluster_name: a}}, transport_socket_matches: [{{name: tlsMode-istio,
+              match: {{tlsMode: istio}}, transport_socket: {{name: tls, typed_config: {{"@type": {TLS}.UpstreamTlsContext,
+              sni: a.example, common_tls_context: {{alpn_protocols: [istio], tls_certificates: [{inner}}}}}}}}}]}}"#
+        )
+    };
+    let with = cluster(&certificate(
+        "inline_string: SECRET-KEY",
+        "inline_bytes: U0VDUkVUIQ==",
+        ", initial_metadata: [{key: authorization, value: SECRET-TOKEN}]",
+    ));
+    let without = cluster(&certificate("inline_string: ''", "inline_bytes: ''", ""));
+    let by_file = cluster(&certificate("filename: /etc/key.pem", "environment_variable: PASSWORD", ""));
+    let tickets = listener("l", 443, &["r"], 0).replace(
+        "filters: [{name: hcm",
+        &format!(
+            r#"transport_socket: {{name: tls, typed_config: {{"@type": {TLS}.DownstreamTlsContext,
+            session_ticket_keys: {{keys: [{{inline_string: SECRET-TICKETS}}, {{filename: /etc/tickets}}]}}}}}},
+            filters: [{{name: hcm"#
+        ),
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let on_disk = |resources: &[String]| {
+        let mut m = Mesh::default();
+        assert!(m.update("1", resources).rejected.is_empty());
+        let path = dir.path().join("last-good");
+        amesh_xds::persist::write(&path, 1, m.store.snapshot()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        (amesh_xds::persist::read(&path, 1).unwrap().unwrap().resources, bytes)
+    };
+    let (saved, bytes) = on_disk(&[with, tickets, table("r", "a")]);
+    assert!(!bytes.windows(6).any(|w| w == b"SECRET"), "{}", String::from_utf8_lossy(&bytes));
+    for kept in ["PUBLIC-CERT", "PUBLIC-CA", "spiffe://td/a", "tlsMode", "istio", "a.example", "/etc/tickets"] {
+        assert!(bytes.windows(kept.len()).any(|w| w == kept.as_bytes()), "{kept}");
+    }
+    let decoded = |bytes: &[u8]| Cluster::decode(bytes).unwrap();
+    let expected = descriptor::from_yaml("", &without).unwrap().remove(0).any.value;
+    assert_eq!(decoded(&saved[0].bytes), decoded(&expected));
+    assert_eq!(saved[0].version, "", "it is not what the control plane sent");
+
+    // Where no secret stands in it, it is on disk to the byte, and known to the control plane by its version.
+    let (saved, _) = on_disk(std::slice::from_ref(&by_file));
+    assert_eq!(saved[0].bytes, descriptor::from_yaml("", &by_file).unwrap().remove(0).any.value);
+    assert_eq!(saved[0].version, "1");
+}
+
 #[test]
 fn a_real_istiod_by_delta_and_by_state_of_the_world_makes_the_same_zone() {
     let mut zones = Vec::new();
@@ -418,6 +482,10 @@ fn a_real_istiod_by_delta_and_by_state_of_the_world_makes_the_same_zone() {
         }
         m.publish();
         assert_eq!(m.waiting(), []);
+        for s in m.store.snapshot() {
+            let sent = Type::from_url(&s.type_url).map(|t| m.store.versions(t));
+            assert_eq!(sent.unwrap()[&s.name], s.version, "{}: istiod sends secrets by SDS alone", s.name);
+        }
         let status = m.store.status();
         assert_eq!(status.resources["Cluster"].count, 43);
         assert!(status.notes.iter().any(|n| n.field == "circuit_breakers" && n.resources > 30));

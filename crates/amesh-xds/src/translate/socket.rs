@@ -1,11 +1,9 @@
 //! Transport sockets: TLS is not spoken yet, so what asks for it is refused.
 
 use super::value::type_name;
-use super::{CLUSTER, LISTENER};
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::config::{cluster::v3 as cluster, listener::v3 as listener};
-use envoy_types::pb::google::protobuf::{Any, Struct, Value};
-use prost::Message;
+use envoy_types::pb::google::protobuf::{Struct, Value};
 use std::collections::HashMap;
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
@@ -58,31 +56,4 @@ impl Sockets {
 /// The labels of an endpoint or locality that pick its transport socket.
 pub(super) fn labels(metadata: &Option<core::Metadata>) -> Option<&Struct> {
     metadata.as_ref().and_then(|m| m.filter_metadata.get(MATCH_METADATA))
-}
-
-/// The bytes of a resource without what transport sockets may carry inline (private keys, passwords), for the disk.
-/// A socket keeps its type, so what asked for TLS still does. Other resources come back as they are.
-pub fn without_secrets(type_url: &str, bytes: &[u8]) -> Vec<u8> {
-    let blank = |socket: &mut Option<core::TransportSocket>| {
-        if let Some(core::transport_socket::ConfigType::TypedConfig(Any { value, .. })) =
-            socket.as_mut().and_then(|s| s.config_type.as_mut())
-        {
-            value.clear();
-        }
-    };
-    match type_url {
-        LISTENER => {
-            let Ok(mut l) = listener::Listener::decode(bytes) else { return bytes.to_vec() };
-            let chains = l.filter_chains.iter_mut().chain(l.default_filter_chain.as_mut());
-            chains.for_each(|c| blank(&mut c.transport_socket));
-            l.encode_to_vec()
-        }
-        CLUSTER => {
-            let Ok(mut c) = cluster::Cluster::decode(bytes) else { return bytes.to_vec() };
-            blank(&mut c.transport_socket);
-            c.transport_socket_matches.iter_mut().for_each(|m| blank(&mut m.transport_socket));
-            c.encode_to_vec()
-        }
-        _ => bytes.to_vec(),
-    }
 }
