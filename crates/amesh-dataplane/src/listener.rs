@@ -5,6 +5,8 @@ use amesh_model::listener::{
     ArchivedFilterChain, ArchivedFilterChainMatch, ArchivedListener, ArchivedListenerIndex, ArchivedPortPredicate,
     ArchivedSourceType,
 };
+use rkyv::collections::swiss_table::ArchivedHashMap;
+use rkyv::string::ArchivedString;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -66,38 +68,42 @@ pub struct Inspectors {
     pub http: bool,
 }
 
+/// A direction's listeners by address.
+type ByAddress = ArchivedHashMap<ArchivedString, ArchivedString>;
+
 /// The name of the listener that takes a connection to `destination`, `None` when there is none.
 ///
-/// Outbound: the listener of that very address, then that of the port on the unspecified address of the same family
-/// (a v4-mapped address is IPv4; IPv6 does not ask `0.0.0.0`, `ConnectionHandlerImpl::getBalancedHandlerByAddress`),
-/// then the one with `use_original_dst`. Inbound: the one that takes what is captured.
+/// The listener of that very address, then that of the port on the unspecified address of the same family (a v4-mapped
+/// address is IPv4; IPv6 does not ask `0.0.0.0`, `ConnectionHandlerImpl::getBalancedHandlerByAddress`), then the one
+/// that takes what is captured in that direction.
 pub fn find_listener(index: &ArchivedListenerIndex, direction: Direction, destination: SocketAddr) -> Option<&str> {
-    let fallback = match direction {
-        Direction::Inbound => &index.virtual_inbound,
-        Direction::Outbound => {
-            let ip = destination.ip().to_canonical();
-            let any = match ip {
-                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            };
-            let port = destination.port();
-            if let Some(name) = by_address(index, ip, port).or_else(|| by_address(index, any, port)) {
-                return Some(name);
-            }
-            &index.virtual_outbound
-        }
+    let (listeners, fallback) = match direction {
+        Direction::Inbound => (&index.inbound_by_address, &index.virtual_inbound),
+        Direction::Outbound => (&index.by_address, &index.virtual_outbound),
     };
+    // Inbound there are none, mostly.
+    if !listeners.is_empty() {
+        let ip = destination.ip().to_canonical();
+        let any = match ip {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let port = destination.port();
+        if let Some(name) = by_address(listeners, ip, port).or_else(|| by_address(listeners, any, port)) {
+            return Some(name);
+        }
+    }
     (!fallback.is_empty()).then_some(fallback.as_str())
 }
 
-fn by_address(index: &ArchivedListenerIndex, ip: IpAddr, port: u16) -> Option<&str> {
+fn by_address(listeners: &ByAddress, ip: IpAddr, port: u16) -> Option<&str> {
     // Longest: an IPv6 address in brackets, a colon, five digits.
     let mut text = [0u8; 64];
     let mut rest = &mut text[..];
     write!(rest, "{}", SocketAddr::new(ip, port)).ok()?;
     let length = 64 - rest.len();
     let key = std::str::from_utf8(&text[..length]).ok()?;
-    index.by_address.get(key).map(|name| name.as_str())
+    listeners.get(key).map(|name| name.as_str())
 }
 
 /// Which inspectors look at connections to `port`.

@@ -186,6 +186,9 @@ fn the_listener_is_that_of_the_original_destination() {
         by_address: [("10.0.0.1:80", "exact"), ("0.0.0.0:80", "any4"), ("[::]:81", "any6"), ("[fd00::1]:80", "exact6")]
             .map(|(a, n)| (a.to_owned(), n.to_owned()))
             .into(),
+        inbound_by_address: [("10.0.0.1:80", "inbound"), ("[::]:81", "inbound6")]
+            .map(|(a, n)| (a.to_owned(), n.to_owned()))
+            .into(),
         virtual_outbound: "virtualOutbound".into(),
         virtual_inbound: "virtualInbound".into(),
     };
@@ -202,7 +205,18 @@ fn the_listener_is_that_of_the_original_destination() {
     for (destination, want) in outbound {
         let destination = destination.parse().unwrap();
         assert_eq!(find_listener(stored(&index), Direction::Outbound, destination), Some(want), "{destination}");
-        assert_eq!(find_listener(stored(&index), Direction::Inbound, destination), Some("virtualInbound"));
+    }
+    let inbound = [
+        ("10.0.0.1:80", "inbound"),
+        ("[::ffff:10.0.0.1]:80", "inbound"),
+        ("10.0.0.2:80", "virtualInbound"),
+        ("[fd00::1]:80", "virtualInbound"),
+        ("[fd00::1]:81", "inbound6"),
+        ("10.0.0.2:81", "virtualInbound"),
+    ];
+    for (destination, want) in inbound {
+        let destination = destination.parse().unwrap();
+        assert_eq!(find_listener(stored(&index), Direction::Inbound, destination), Some(want), "{destination}");
     }
     index.virtual_outbound = String::new();
     let destination = "10.0.0.2:81".parse().unwrap();

@@ -233,8 +233,10 @@ pub struct ListenerIndex {
     /// Listeners that take outbound connections by their destination, `ip:port` or `[ip]:port` → name.
     /// `0.0.0.0:80` and `[::]:80` are asked after the exact address.
     pub by_address: HashMap<String, String>,
+    /// The same of the inbound direction.
+    pub inbound_by_address: HashMap<String, String>,
     /// The listener with `use_original_dst` of the outbound direction, empty: none.
     pub virtual_outbound: String,
-    /// The listener of the inbound direction that takes what is captured, empty: none.
+    /// The listener of the inbound direction that takes what is captured on no address above, empty: none.
     pub virtual_inbound: String,
 }

@@ -312,10 +312,11 @@ pub fn listener_index<'a>(
             if slot.is_empty() {
                 slot.clone_from(&l.name);
             }
-        } else if !(inbound && l.bind_to_port) {
-            // A bound listener too: nginx's own `listen` may serve it, and Envoy hands captured connections to it.
+        } else {
+            // Bound ones too: nginx's own `listen` may serve them, and Envoy hands captured connections to them.
+            let listeners = if inbound { &mut index.inbound_by_address } else { &mut index.by_address };
             for a in &l.addresses {
-                index.by_address.entry(key(a)).or_insert_with(|| l.name.clone());
+                listeners.entry(key(a)).or_insert_with(|| l.name.clone());
             }
         }
     }
@@ -343,6 +344,34 @@ fn key(a: &Address) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn listeners_are_found_in_their_own_direction() {
+        let one = |name: &str, port: u16, direction, bind_to_port, use_original_dst| ListenerAddresses {
+            name: name.to_owned(),
+            addresses: vec![Address::Socket { ip: Ip::V4([10, 0, 0, 1]), port }],
+            direction,
+            bind_to_port,
+            use_original_dst,
+        };
+        use TrafficDirection::{Inbound, Outbound, Unspecified};
+        let all = [
+            one("virtualOutbound", 15001, Outbound, true, true),
+            one("virtualInbound", 15006, Inbound, true, false),
+            one("out", 80, Outbound, false, false),
+            one("in", 80, Inbound, true, false),
+            one("in2", 80, Inbound, true, false),
+            one("any", 81, Unspecified, true, false),
+        ];
+        let (index, bound) = listener_index(&all);
+        let entries =
+            |list: &[(&str, &str)]| list.iter().map(|(a, n)| (a.to_string(), n.to_string())).collect::<HashMap<_, _>>();
+        assert_eq!(index.by_address, entries(&[("10.0.0.1:80", "out"), ("10.0.0.1:81", "any")]));
+        assert_eq!(index.inbound_by_address, entries(&[("10.0.0.1:80", "in")]));
+        assert_eq!((&*index.virtual_outbound, &*index.virtual_inbound), ("virtualOutbound", "virtualInbound"));
+        assert_eq!(bound.iter().map(|b| (&*b.name, b.inbound)).collect::<Vec<_>>().len(), 5);
+    }
 
     #[test]
     fn sets_of_ports() {
