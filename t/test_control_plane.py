@@ -125,6 +125,24 @@ def test_a_dropped_stream_comes_back_and_nothing_is_lost(program, protocol):
         assert 1 <= len(broken) <= 3, broken
 
 
+def test_a_goaway_is_followed_at_once_and_nothing_is_lost(program, protocol):
+    nginx = amesh.Nginx()
+    listen = f"127.0.0.1:{amesh.free_port()}"
+    nginx.amesh = f"server {listen}; node test; protocol {protocol};"
+    # The stream would go on for a second after it, and then be cut.
+    with serve(program, nginx, listen=listen, **{"max-age": "2s"}) as plane, nginx:
+        amesh.until(lambda: get(nginx) == (200, str(nginx.a)), what="the first configuration")
+        with amesh.Load(nginx.status) as load:
+            for n in range(3):
+                before = plane.say("count")["streams_opened"]
+                amesh.until(lambda: plane.say("count")["streams_opened"] > before, what="a new stream")
+                port = nginx.b if n % 2 == 0 else nginx.a
+                plane.say(f"assign c0 127.0.0.1:{port}")
+                amesh.until(lambda: get(nginx) == (200, str(port)), what="the change")
+        assert load.failed == []
+        assert "GOAWAY" in nginx.log() and "broke off" not in nginx.log()
+
+
 def test_without_its_control_plane_a_new_nginx_serves_the_snapshot(program):
     nginx = amesh.Nginx()
     listen = f"127.0.0.1:{amesh.free_port()}"

@@ -5,6 +5,7 @@
 //! with an exponential, jittered back-off otherwise.
 
 mod connect;
+mod goaway;
 mod tls;
 
 #[cfg(test)]
@@ -164,7 +165,7 @@ pub enum TransportError {
     /// The server refused the stream, or ended it with a word.
     #[error("{0}")]
     Status(String),
-    /// The connection under the stream is gone, or the server asked us to go.
+    /// The connection under the stream is gone.
     #[error("the stream broke off: {0}")]
     Broken(String),
     /// Nothing happened.
@@ -175,6 +176,9 @@ pub enum TransportError {
         /// The limit.
         limit: Duration,
     },
+    /// `GOAWAY`.
+    #[error("the server asks to connect anew (GOAWAY)")]
+    GoAway,
     /// The stream ended without a word.
     #[error("the server ended the stream")]
     Ended,
@@ -297,9 +301,9 @@ async fn keep(settings: &Settings, resolver: &Resolver, events: &Events) -> Resu
                 pause = pauses.next().unwrap_or(LONGEST_PAUSE);
             }
         }
-        // Control planes end streams now and then: after a while (`GOAWAY`, and the connection is closed some time
-        // later), and when they are rolled. If it is worse than that, connecting again will fail.
-        let ended = matches!(error, TransportError::Ended | TransportError::Broken(_));
+        // Control planes end streams now and then: after a while (`GOAWAY`), and when they are rolled. If it is worse
+        // than that, connecting again will fail.
+        let ended = matches!(error, TransportError::GoAway | TransportError::Ended | TransportError::Broken(_));
         let ordinary = ended && heard && pause.is_zero();
         say(events, Event::Ended { error, ordinary, pause }).await?;
         tokio::time::sleep(pause).await;
@@ -318,8 +322,8 @@ async fn session(
         Ok(token) => token,
         Err(e) => return Ok(e),
     };
-    let channel = match connect::connect(settings, server, resolver).await {
-        Ok(channel) => channel,
+    let (channel, goaway) = match connect::connect(settings, server, resolver).await {
+        Ok(connected) => connected,
         Err(e) => return Ok(e),
     };
     let mut stub = Stub::new(channel).max_decoding_message_size(MAX_MESSAGE);
@@ -330,7 +334,12 @@ async fn session(
             say(events, Event::Connected(Requests::$kind(requests))).await?;
             // The answer's headers come with the first response, so waiting for them is waiting for it.
             let opened = async { stub.$method(request).await.map(tonic::Response::into_inner) };
-            read(opened, Response::$kind, settings, events, heard).await
+            // What came before it is read first. The server still serves the old stream for a while; nobody needs it.
+            tokio::select! {
+                biased;
+                ended = read(opened, Response::$kind, settings, events, heard) => ended,
+                () = goaway.notified() => Ok(TransportError::GoAway),
+            }
         }};
     }
     match settings.protocol {

@@ -1,5 +1,6 @@
 //! One connection to a control plane: name, socket, TLS, HTTP/2.
 
+use super::goaway::Observed;
 use super::{Server, Settings, Target, TransportError};
 use crate::dns::{set_mark, Resolver};
 use crate::translate::DnsFamily;
@@ -10,10 +11,12 @@ use std::future::{ready, Future, Ready};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
@@ -68,12 +71,12 @@ impl AsyncWrite for Io {
 }
 
 /// Hands out a connection that is made already, once: connecting again is for who made it.
-struct Ready1(Option<Io>);
+struct Ready1(Option<Observed<Io>>);
 
 impl Service<Uri> for Ready1 {
-    type Response = TokioIo<Io>;
+    type Response = TokioIo<Observed<Io>>;
     type Error = io::Error;
-    type Future = Ready<io::Result<TokioIo<Io>>>;
+    type Future = Ready<io::Result<TokioIo<Observed<Io>>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -84,12 +87,12 @@ impl Service<Uri> for Ready1 {
     }
 }
 
-/// Connects, within a time limit.
+/// Connects, within a time limit; the second is told when the server says GOAWAY.
 pub(super) async fn connect(
     settings: &Settings,
     server: &Server,
     resolver: &Resolver,
-) -> Result<Channel, TransportError> {
+) -> Result<(Channel, Arc<Notify>), TransportError> {
     within(CONNECT_TIMEOUT, "no connection", async {
         let io = match &server.target {
             Target::Unix(path) => Io::Unix(UnixStream::connect(path).await.map_err(TransportError::Connect)?),
@@ -113,7 +116,9 @@ pub(super) async fn connect(
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .http2_max_header_list_size(HEADERS);
-        endpoint.connect_with_connector(Ready1(Some(io))).await.map_err(|e| TransportError::Http(super::chain(&e)))
+        let (io, goaway) = Observed::new(io);
+        let channel = endpoint.connect_with_connector(Ready1(Some(io))).await;
+        channel.map(|channel| (channel, goaway)).map_err(|e| TransportError::Http(super::chain(&e)))
     })
     .await
 }

@@ -148,13 +148,10 @@ async fn after_goaway_the_stream_is_opened_again_at_once_elsewhere() {
     stream.say(response("1")).await;
     assert_eq!(nonce(&mut link).await, "1");
     old.go_away();
-    // The stream may go on until the server closes the connection.
-    stream.say(response("2")).await;
-    assert_eq!(nonce(&mut link).await, "2");
-    stream.fail(Status::unavailable("max_age")).await;
+    // The server would let the stream go on for as long as it likes.
     let (error, ordinary, pause) = ended(&mut link).await;
-    assert!(ordinary && pause.is_zero(), "{error}");
-    drop(old);
+    assert!(ordinary && pause.is_zero() && error.contains("GOAWAY"), "{error}");
+    drop((stream, old));
     // Whoever listens there now is spoken to, after refusals if need be.
     let mut new = loop {
         match TcpListener::bind(address).await {
