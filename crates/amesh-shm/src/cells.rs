@@ -69,6 +69,11 @@ impl Cells {
         Ok(index)
     }
 
+    /// The cell of a key, where there is one.
+    pub(crate) fn find(&self, key: &[u8]) -> Option<u32> {
+        self.by_key.get(&xxh3_128(key)).copied()
+    }
+
     /// A block that refers to cells was published.
     pub(crate) fn refer(&mut self, view: &View, cells: impl Iterator<Item = u32>) {
         for index in cells {

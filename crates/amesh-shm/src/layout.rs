@@ -68,7 +68,7 @@ pub struct Options {
     /// What a worker can hold at a time and get back when it is killed: two per request. Derived: all ledgers are a
     /// sixteenth of the zone.
     pub ledger_entries: u32,
-    /// Cells of counters, one for each cluster and endpoint. Derived: an eighth of the zone.
+    /// Cells of counters, one for each cluster and endpoint. Derived: a quarter of the zone.
     pub max_cells: u32,
     /// Slots, one for each resource. Derived: one per KB of zone.
     pub max_slots: u32,
@@ -224,7 +224,7 @@ impl Options {
         Options {
             max_workers,
             ledger_entries: or(self.ledger_entries, (ledgers / max_workers as usize).clamp(16, 1 << 16)),
-            max_cells: or(self.max_cells, (len / 8 / size_of::<Cell>()).clamp(16, MAX_CELLS as usize)),
+            max_cells: or(self.max_cells, (len / 4 / size_of::<Cell>()).clamp(16, MAX_CELLS as usize)),
             max_slots: or(self.max_slots, (len / 1024).clamp(16, 1 << 28)),
         }
     }

@@ -64,7 +64,7 @@ mod writer;
 pub use crate::{
     batch::{Batch, Commit},
     block::hash,
-    cell::{Cell, Gauge, Held},
+    cell::{Cell, Gauge, Held, WORDS},
     error::Error,
     layout::{format, Options, Region},
     reader::{Iter, Pin, Reader, Slot, WorkerSlot},

@@ -1,7 +1,7 @@
 //! The readers' side: processes that register once, then pin and look up.
 
 use crate::block::{hash, Block};
-use crate::cell::{target, Cell, Held, UNLEDGERED};
+use crate::cell::{target, Cell, Held, Which, UNLEDGERED};
 use crate::error::Error;
 use crate::layout::Region;
 use crate::process::Identity;
@@ -121,18 +121,25 @@ impl WorkerSlot {
     #[inline]
     pub fn acquire(&self, cell: u32) -> Option<Held> {
         self.cell(cell)?.rq_total.fetch_add(1, Ordering::Relaxed);
-        self.hold(cell, false)
+        self.hold(cell, Which::Request)
     }
 
     /// Counts an open connection on a cell (`cx_active`), as [`WorkerSlot::acquire`].
     #[inline]
     pub fn acquire_connection(&self, cell: u32) -> Option<Held> {
         self.cell(cell)?;
-        self.hold(cell, true)
+        self.hold(cell, Which::Connection)
     }
 
-    fn hold(&self, cell: u32, connection: bool) -> Option<Held> {
-        let target = target(cell, connection);
+    /// Counts a retry under way on a cell (`rq_retry_active`), as [`WorkerSlot::acquire`].
+    #[inline]
+    pub fn acquire_retry(&self, cell: u32) -> Option<Held> {
+        self.cell(cell)?;
+        self.hold(cell, Which::Retry)
+    }
+
+    fn hold(&self, cell: u32, which: Which) -> Option<Held> {
+        let target = target(cell, which);
         let books = self.view.books(self.worker)?;
         let mut entries = self.entries.borrow_mut();
         let entry = entries.returned.pop().unwrap_or(entries.used);
@@ -144,7 +151,7 @@ impl WorkerSlot {
         books.unledgered(&self.view, target, true).then_some(Held(UNLEDGERED | target))
     }
 
-    /// Gives back what [`WorkerSlot::acquire`] or [`WorkerSlot::acquire_connection`] gave, once.
+    /// Gives back what [`WorkerSlot::acquire`] or one of its like gave, once.
     #[inline]
     pub fn release(&self, held: Held) {
         let Some(books) = self.view.books(self.worker) else { return };

@@ -156,8 +156,7 @@ impl Table for View {
 impl Gauges for View {
     #[inline]
     fn word(&self, target: u32) -> Option<&AtomicU64> {
-        let cell = self.cell(target >> 1)?;
-        Some(if target & 1 == 0 { &cell.rq_active.0 } else { &cell.cx_active.0 })
+        Some(&self.cell(target >> 2)?.gauge(target)?.0)
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 
 use crate::arena::Arena;
 use crate::block::Content;
+use crate::cell::Cell;
 use crate::cells::Cells;
 use crate::error::Error;
 use crate::layout::{Region, UNIT};
@@ -109,6 +110,11 @@ impl Writer {
         let given = self.cells.give(&self.view, key);
         self.note();
         given
+    }
+
+    /// The cell of a key, where one was given and is not free again.
+    pub fn find_cell(&self, key: &[u8]) -> Option<&Cell> {
+        self.view.cell(self.cells.find(key)?)
     }
 
     /// Gives a cell back that no slot was published with. It is used again when no worker can know of it any more.

@@ -275,6 +275,25 @@ fn a_new_writer_knows_the_cells() {
 }
 
 #[test]
+fn words_are_found_by_key_and_are_0_for_the_next_key() {
+    let memory = Memory::new(1 << 20, SMALL);
+    let mut writer = memory.writer();
+    assert!(writer.find_cell(b"c").is_none());
+    let given = writer.cell(b"c").unwrap();
+    writer.find_cell(b"c").unwrap().words.iter().for_each(|w| w.store(7, Relaxed));
+    let worker = memory.worker();
+    assert!(worker.cell(given).unwrap().words.iter().all(|w| w.load(Relaxed) == 7));
+    writer.release_cell(given);
+    let mut batch = Batch::new();
+    batch.put(1, b"later", 1, b"x");
+    writer.commit(&batch).unwrap();
+    writer.reclaim();
+    assert!(writer.find_cell(b"c").is_none());
+    assert_eq!(writer.cell(b"d"), Ok(given));
+    assert!(writer.find_cell(b"d").unwrap().words.iter().all(|w| w.load(Relaxed) == 0));
+}
+
+#[test]
 fn gauges_go_up_and_down_with_and_without_room_in_the_ledger() {
     let memory = Memory::new(1 << 20, SMALL);
     let mut writer = memory.writer();
@@ -300,8 +319,15 @@ fn gauges_go_up_and_down_with_and_without_room_in_the_ledger() {
     assert_eq!(writer.stats().unledgered, 2);
     worker.release(connection);
     active(7, 0);
+    let retry = worker.acquire_retry(cell).unwrap();
+    assert_eq!(worker.cell(cell).unwrap().rq_retry_active.load(Relaxed), 1);
+    active(7, 0);
+    worker.release(retry);
+    assert_eq!(worker.cell(cell).unwrap().rq_retry_active.load(Relaxed), 0);
+    worker.acquire_retry(cell).unwrap();
     drop(worker);
     let worker = memory.worker();
+    assert_eq!(worker.cell(cell).unwrap().rq_retry_active.load(Relaxed), 0);
     assert_eq!(worker.cell(cell).unwrap().rq_active.load(Relaxed), 0, "the end of a worker gives back all it held");
 }
 
