@@ -2,6 +2,7 @@
 # make run        starts a demo mesh with it
 # make test       passes every suite
 # make yard       real istiod, captured traffic, judged by what real Envoy answered
+# make test-envoy the same configuration and requests for real Envoy and for nginx; nothing but what is listed differs
 # make bench      beside stock nginx and Envoy
 # make install    the module and the snippets, below DESTDIR
 # make deps       installs what all of these need on Debian 12; Rust is presupposed
@@ -42,7 +43,7 @@ STREAM_MODULE ?= $(wildcard /usr/lib/nginx/modules/ngx_stream_module.so)
 unexport NGINX
 
 .PHONY: all deps tree module vendored-tree vendored test lint deny unit loom suites suites-vendored processes run yard \
-        bench install clean
+        test-envoy bench install clean
 
 all: module
 
@@ -96,7 +97,7 @@ suites-vendored:
 # What needs processes, signals, namespaces or control planes.
 processes: $(BUILD)/venv/.done
 	$(MAKE) module PROFILE=test-module
-	MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) $(BUILD)/venv/bin/pytest -q t
+	MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) $(BUILD)/venv/bin/pytest -q t --ignore t/envoy
 
 $(BUILD)/venv/.done: t/requirements.txt
 	$(PYTHON) -m venv --clear $(BUILD)/venv
@@ -112,6 +113,10 @@ run: deps
 yard:
 	$(MAKE) module PROFILE=test-module
 	MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) t/istio/run
+
+test-envoy: $(BUILD)/venv/.done
+	$(MAKE) module PROFILE=test-module
+	MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) PYTEST=$(BUILD)/venv/bin/pytest t/envoy/run
 
 bench: module
 	benches/run

@@ -21,7 +21,7 @@ use amesh_dataplane::{cors, fault};
 use amesh_model::filter::ArchivedHttpFilter;
 use amesh_model::listener::{ArchivedChainAction, ArchivedListener, ArchivedRouteSpecifier};
 use amesh_model::route::{ArchivedRoute, ArchivedRouteTable};
-use ngx::ffi::{self, ngx_http_request_t, ngx_int_t};
+use ngx::ffi::{self, ngx_http_request_t, ngx_int_t, ngx_uint_t};
 
 /// Largest body that is held to be sent more than once, in bytes (Envoy's `per_connection_buffer_limit_bytes`).
 const BUFFER_LIMIT: ffi::off_t = 1 << 20;
@@ -44,6 +44,10 @@ pub extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t {
             }
             if let Some(ctx) = ctx(r) {
                 return advance(r, ctx);
+            }
+            if (*r).http_version < ffi::NGX_HTTP_VERSION_10 as ngx_uint_t {
+                // It has no headers, and nginx made no list for any.
+                return ffi::NGX_HTTP_VERSION_NOT_SUPPORTED as ngx_int_t;
             }
             if zone::wait_for_ready((*r).start_sec) {
                 return wait(r);

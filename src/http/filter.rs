@@ -183,6 +183,11 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
             added = header.next;
         }
         // After the route's edits: the connection manager has the last word, as Envoy's encodeHeaders.
+        let date = (*r).headers_out.date;
+        if !date.is_null() && (*date).hash == 0 {
+            // The response has none: nginx writes one where this is null.
+            (*r).headers_out.date = std::ptr::null_mut();
+        }
         server_header(r, &ctx.response)
     }
 }

@@ -1,0 +1,80 @@
+"""Starts both subjects with one configuration, runs cases on them, and takes all down again."""
+
+import asyncio
+import contextlib
+import time
+
+import judge
+import mesh
+import subjects
+import upstream
+
+# Cases that run at once: those that wait shall not add up, and two cores shall do.
+AT_ONCE = 12
+
+
+@contextlib.contextmanager
+def started(cases, rds=()):
+    """(addresses, subjects, ports of the cases) with a listener for each case, and one for each name in `rds`, its table to come."""
+    addresses = mesh.Addresses()
+    both = []
+    try:
+        both += [subjects.Envoy(addresses.envoy), subjects.Nginx(addresses.nginx)]
+        ports = {name: next(addresses.ports) for name in [*(case["id"] for case in cases), *rds]}
+        clusters = dict(mesh.CLUSTERS)
+        for case in cases:
+            twice = clusters.keys() & case.get("clusters", {}).keys()
+            assert not twice, f"{case['id']}: there is another cluster {twice}"
+            clusters.update(case.get("clusters", {}))
+        for subject in both:
+            listeners = [
+                mesh.listener(case["id"], subject.address, ports[case["id"]], subject.log, case, {"route_config": mesh.table(case, case["id"])})
+                for case in cases
+            ]
+            listeners += [mesh.listener(name, subject.address, ports[name], subject.log, {}, subject.rds(name)) for name in rds]
+            subject.start(listeners, [mesh.cluster(addresses, name, spec) for name, spec in clusters.items()])
+        yield addresses, both, ports
+    except BaseException:
+        for subject in both:
+            print(f"{subject.name}: {subject.rejected()}")
+        raise
+    finally:
+        for subject in both:
+            subject.stop()
+        addresses.lock.close()
+
+
+def run(cases):
+    """{case id: [(request, of Envoy, of nginx)]}, and the lines that the subjects said of what they did not take."""
+    with started(cases) as (addresses, both, ports):
+        results = asyncio.run(run_all(cases, addresses, both, ports))
+        sides = [side for found in results.values() for _, *both_sides in found for side in both_sides if "id" in side]
+        for subject in both:
+            own = {side["id"]: side for side in sides if side["subject"] == subject.name}
+            for test_id, entries in wait_for_log(subject, own.keys()).items():
+                if test_id in own:
+                    own[test_id]["log"] = entries[-1]
+        died = [line for line in both[1].rejected().splitlines() if "exited on signal" in line]
+        assert not died, f"a worker of nginx died: {died}"
+        return results, [line for subject in both for line in subject.rejected().splitlines()]
+
+
+async def run_all(cases, addresses, both, ports):
+    endpoints = upstream.Upstream()
+    await endpoints.listen({name: addresses.endpoints[name] for name in mesh.ENDPOINTS})
+    running = judge.Run(both, endpoints)
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def one(case):
+        async with at_once:
+            return case["id"], await running.case(case, ports[case["id"]])
+
+    return dict(await asyncio.gather(*map(one, cases)))
+
+
+def wait_for_log(subject, ids):
+    """The log, once it has all of these or stands still."""
+    end = time.monotonic() + 3
+    while not ids <= (lines := subjects.log_lines(subject.log)).keys() and time.monotonic() < end:
+        time.sleep(0.1)
+    return lines

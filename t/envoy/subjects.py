@@ -1,0 +1,138 @@
+"""The two that are held side by side: Envoy, and nginx with the module. Both read resources from files, and log as JSON."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+
+import mesh
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import amesh
+
+
+def log_lines(path):
+    """The entries of an access log by the test's id; only what is named is there."""
+    entries = {}
+    for line in path.read_text().splitlines():
+        entry = {key: str(value) for key, value in json.loads(line).items() if value not in (None, "-", "")}
+        entries.setdefault(entry.pop("id", None), []).append(entry)
+    return entries
+
+
+class Envoy:
+    """Envoy, one worker."""
+
+    name = "envoy"
+
+    def __init__(self, address, binary=None):
+        self.address = address
+        self.binary = binary or os.environ["ENVOY"]
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="amesh-envoy-"))
+        self.admin = amesh.free_port()
+        self.log = self.dir / "access.log"
+        self.log.touch()
+        self.process = None
+
+    def rds(self, name):
+        source = {"path_config_source": {"path": str(self.dir / f"{name}.json")}}
+        return {"rds": {"route_config_name": name, "config_source": source}}
+
+    def put(self, name, resources):
+        """Replaces a file of resources as Envoy notices it: moved to its place."""
+        new = self.dir / "new"
+        new.write_text(json.dumps({"resources": resources}))
+        new.rename(self.dir / f"{name}.json")
+
+    def put_table(self, table):
+        self.put(table["name"], [{"@type": mesh.TABLE, **table}])
+
+    def start(self, listeners, clusters):
+        self.put("listeners", listeners)
+        self.put("clusters", clusters)
+        source = lambda name: {"path_config_source": {"path": str(self.dir / f"{name}.json")}}
+        conf = {
+            "node": {"id": "judge", "cluster": "judge"},
+            "admin": {"address": mesh.address("127.0.0.1", self.admin)},
+            "dynamic_resources": {"cds_config": source("clusters"), "lds_config": source("listeners")},
+        }
+        (self.dir / "envoy.json").write_text(json.dumps(conf))
+        command = [self.binary, "-c", self.dir / "envoy.json", "--concurrency", "1", "--disable-hot-restart"]
+        command += ["-l", "warning", "--file-flush-interval-msec", "50"]
+        with open(self.dir / "log", "w") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        amesh.until(self.ready, 30, "the start of Envoy")
+
+    def ask(self, path):
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def ready(self):
+        assert self.process.poll() is None, f"Envoy ended: {self.rejected()}"
+        try:
+            return self.ask("/ready").strip() == "LIVE"
+        except OSError:
+            return False
+
+    def rejected(self):
+        """What Envoy said of configuration that it did not take."""
+        return "\n".join(line for line in (self.dir / "log").read_text().splitlines() if re.search("reject|error", line, re.I))
+
+    def stop(self):
+        if self.process:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        shutil.rmtree(self.dir)
+
+
+class Nginx:
+    """nginx with the module, one worker."""
+
+    name = "nginx"
+
+    def __init__(self, address):
+        self.address = address
+        self.nginx = amesh.Nginx(zone="64m")
+        self.log = self.nginx.dir / "judge.log"
+        self.log.touch()
+
+    def rds(self, name):
+        return {"rds": {"route_config_name": name, "config_source": {"ads": {}}}}
+
+    def put(self, name, resources):
+        self.nginx.put(f"{name}.json", json.dumps(resources))
+
+    def put_table(self, table):
+        self.put(table["name"], [{"@type": mesh.TABLE, **table}])
+
+    def start(self, listeners, clusters):
+        self.put("listeners", listeners)
+        self.put("clusters", clusters)
+        ports = [listener["address"]["socket_address"]["port_value"] for listener in listeners]
+        listens = "\n".join(f"listen {self.address}:{port};" for port in ports)
+        self.nginx.http = f"""
+log_format judge escape=json '{mesh.NGINX_LOG}';
+access_log {self.log} judge;
+server {{
+    {listens}
+    amesh outbound;
+    include amesh/server.conf;
+}}
+"""
+        self.nginx.__enter__()
+
+    def rejected(self):
+        return "\n".join(line for line in self.nginx.log().splitlines() if re.search(r"\[(warn|error|alert|emerg|crit)\]", line))
+
+    def stop(self):
+        if self.nginx.process:
+            self.nginx.__exit__()
