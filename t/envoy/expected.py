@@ -7,9 +7,9 @@ taken off: AMESH_ENVOY_UNBUILT=take takes such requests off, AMESH_ENVOY_UNBUILT
 docs/differences.md is made of the first: expected.py > docs/differences.md
 """
 
-import fnmatch
 import os
 import pathlib
+import re
 import textwrap
 
 import yaml
@@ -71,8 +71,9 @@ class Expected:
 
 
 def matches(text, pattern):
-    """Only `*` is special: names have brackets in them."""
-    return fnmatch.fnmatchcase(text, pattern.replace("[", "[[]").replace("?", "[?]"))
+    """`*` is anything; `\\*` is that character."""
+    parts = re.split(r"(?<!\\)\*", pattern)
+    return re.fullmatch(".*".join(re.escape(part.replace("\\*", "*")) for part in parts), text, re.S) is not None
 
 
 def document():
