@@ -18,11 +18,23 @@ many of which only the shares of what came back are compared; `keep: true`, on t
 
 import dataclasses
 import pathlib
+import re
 
 import yaml
 
 HERE = pathlib.Path(__file__).resolve().parent
 HOST = "mesh.test"
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which `off` is a word."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in found if tag != "tag:yaml.org,2002:bool"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|false)$"), "tf")
 
 
 @dataclasses.dataclass
@@ -98,7 +110,7 @@ def of_file(path):
     """The cases of a file; `id` is file/case."""
     feature = "found" if path.parent.name == "found" else path.stem
     found = []
-    for case in yaml.safe_load(path.read_text()) or []:
+    for case in yaml.load(path.read_text(), Loader) or []:
         case = dict(case)
         case["id"] = f"{feature}/{case['case']}"
         case["requests"] = [request for one in case["requests"] for request in requests(one)]

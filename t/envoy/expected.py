@@ -2,8 +2,9 @@
 
 differences.yaml: a list of {what, why, fields, requests}: `fields` and `requests` are patterns, `requests` all where left out;
 {what, until, fields}: a field that differs in every request until a feature is built.
-unbuilt.yaml: {feature: [requests]}: those that differ as long as that feature is not built. One that is equal fails until it is
-taken off: AMESH_ENVOY_UNBUILT=take takes such requests off, AMESH_ENVOY_UNBUILT=FEATURE also puts new ones under a feature.
+unbuilt.yaml: {file: [requests]}: those that differ as long as something is not built. One that is equal fails until it is taken
+off: AMESH_ENVOY_UNBUILT=take takes such requests off, AMESH_ENVOY_UNBUILT=put also puts those there that differ. Where chance makes
+some equal there is a pattern instead, which nothing takes off but you.
 docs/differences.md is made of the first: expected.py > docs/differences.md
 """
 
@@ -31,7 +32,7 @@ def read(name):
 class Expected:
     def __init__(self):
         self.differences = read("differences.yaml") or []
-        self.unbuilt = {request: feature for feature, requests in (read("unbuilt.yaml") or {}).items() for request in requests}
+        self.unbuilt = {request for requests in (read("unbuilt.yaml") or {}).values() for request in requests}
         self.change = os.environ.get("AMESH_ENVOY_UNBUILT", "")
         # Entries of differences.yaml that explained something.
         self.used = set()
@@ -48,26 +49,25 @@ class Expected:
     def verdict(self, request, differences):
         """What is wrong with a request of which this differs, None: nothing."""
         left = [d for d in differences if not self.explained(request, d[0])]
-        feature = self.unbuilt.get(request)
-        if bool(left) == bool(feature):
+        if bool(left) == (request in self.unbuilt) or any(matches(request, pattern) for pattern in self.unbuilt if "*" in pattern):
             return None
-        if feature and self.change:
-            del self.unbuilt[request]
-        elif feature:
-            return f"{request}\n    equals Envoy's: take it off unbuilt.yaml, under {feature}"
-        elif self.change not in ("", "take"):
-            self.unbuilt[request] = self.change
+        if not left and self.change:
+            self.unbuilt.remove(request)
+        elif not left:
+            return f"{request}\n    equals Envoy's: take it off unbuilt.yaml"
+        elif self.change == "put":
+            self.unbuilt.add(request)
         else:
             return "\n".join([request, *(f"    {field}: Envoy {a!r}, nginx {b!r}" for field, a, b in left)])
         return None
 
     def write(self):
         """unbuilt.yaml as it has become."""
-        features = {}
-        for request, feature in self.unbuilt.items():
-            features.setdefault(feature, []).append(request)
+        files = {}
+        for request in sorted(self.unbuilt):
+            files.setdefault(request.split("/")[0], []).append(request)
         if self.change:
-            (HERE / "unbuilt.yaml").write_text(yaml.safe_dump(features, allow_unicode=True, width=1000) if features else "")
+            (HERE / "unbuilt.yaml").write_text(yaml.safe_dump(files, allow_unicode=True, width=1000) if files else "")
 
 
 def matches(text, pattern):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 
 import judge
@@ -15,11 +16,12 @@ AT_ONCE = 12
 
 @contextlib.contextmanager
 def started(cases, rds=()):
-    """(addresses, subjects, ports of the cases) with a listener for each case, and one for each name in `rds`, its table to come."""
+    """Both subjects, up: (addresses, subjects, ports of the cases) with a listener for each case, and one for each name in `rds`, its table to come."""
     addresses = mesh.Addresses()
+    other = subjects.Twin if os.environ.get("AMESH_ENVOY_CONTROL") else subjects.Nginx
     both = []
     try:
-        both += [subjects.Envoy(addresses.envoy), subjects.Nginx(addresses.nginx)]
+        both += [subjects.Envoy(addresses.envoy), other(addresses.nginx)]
         ports = {name: next(addresses.ports) for name in [*(case["id"] for case in cases), *rds]}
         clusters = dict(mesh.CLUSTERS)
         for case in cases:

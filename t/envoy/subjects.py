@@ -67,6 +67,8 @@ class Envoy:
         with open(self.dir / "log", "w") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
         amesh.until(self.ready, 30, "the start of Envoy")
+        # What is compared is what Envoy does with a configuration that it takes.
+        assert not self.rejected(), self.rejected()
 
     def ask(self, path):
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as answer:
@@ -75,13 +77,14 @@ class Envoy:
     def ready(self):
         assert self.process.poll() is None, f"Envoy ended: {self.rejected()}"
         try:
-            return self.ask("/ready").strip() == "LIVE"
+            return self.rejected() or self.ask("/ready").strip() == "LIVE"
         except OSError:
             return False
 
     def rejected(self):
         """What Envoy said of configuration that it did not take."""
-        return "\n".join(line for line in (self.dir / "log").read_text().splitlines() if re.search("reject|error", line, re.I))
+        entries = re.split(r"\n(?=\[\d)", (self.dir / "log").read_text())
+        return "\n".join(" ".join(entry.split()) for entry in entries if re.search("reject|fail", entry))
 
     def stop(self):
         if self.process:
@@ -92,6 +95,12 @@ class Envoy:
                 self.process.kill()
                 self.process.wait()
         shutil.rmtree(self.dir)
+
+
+class Twin(Envoy):
+    """The control: what differs between two Envoys is no fault of nginx."""
+
+    name = "twin"
 
 
 class Nginx:
