@@ -322,7 +322,7 @@ GET /
 Content-Type: text/plain
 Server: envoy
 --- access_log
-503 web vh=all r=empty c=empty e=- f=UH a=0
+503 web vh=all r=empty c=empty e=- f=UH a=1
 
 
 === TEST 18: no cluster
@@ -340,7 +340,7 @@ GET /
 --- response_body eval
 ""
 --- access_log
-503 web vh=all r=gone c=nowhere e=- f=NC a=0
+503 web vh=all r=gone c=- e=- f=NC a=0
 
 
 === TEST 19: no cluster, with the code that the route says
@@ -367,7 +367,7 @@ access_log $TEST_NGINX_SERVROOT/logs/access.log m;
 GET /
 --- error_code: 503
 --- response_body eval
-"upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, transport failure reason: delayed connect error: Connection refused"
+"upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
 --- response_headers
 Content-Type: text/plain
 Server: envoy

@@ -54,8 +54,6 @@ pub struct Ctx {
     pub auto_host: bool,
     /// Path and query as the client sent them, where they were changed.
     pub original_path: ngx_str_t,
-    /// The route has rewritten the path.
-    pub rewritten: bool,
     /// Original destination.
     pub original_dst: Option<SocketAddr>,
     /// A call of gRPC: local replies are those of gRPC.
@@ -72,6 +70,8 @@ pub struct Ctx {
     pub timeouts: Timeouts,
     /// How long it may take in all, in ms; 0: for ever.
     pub max_stream_duration: u64,
+    /// The endpoint is told so in `grpc-timeout`, in ms; 0: it is not.
+    pub grpc_timeout: u64,
     /// How long nothing may come from the endpoint, in ms; 0: for ever.
     pub idle_timeout: u64,
     /// The timers of those, null before there is one.
@@ -96,8 +96,18 @@ pub struct Ctx {
     pub response: filter::Response,
     /// nginx's own error page gives way to a body of ours.
     pub replaced: bool,
-    /// A client may upgrade to a web socket.
+    /// The client asks for a web socket, and may.
     pub websocket: bool,
+    /// The client asks for another protocol, and may not.
+    pub upgrade_refused: bool,
+    /// A time-out is answered by 204.
+    pub alt_response: bool,
+    /// The endpoint is told whether the try before took too long.
+    pub tell_timeout_retry: bool,
+    /// The try before took too long.
+    pub timed_out_before: bool,
+    /// How long nothing may come from the endpoint in one try, in ms; 0: as long as `idle_timeout` says.
+    pub per_try_idle_timeout: u64,
     /// `server` and its like were decided: the request met a connection manager.
     pub managed: bool,
 }
@@ -169,15 +179,15 @@ impl Ctx {
             host: EMPTY,
             auto_host: false,
             original_path: EMPTY,
-            rewritten: false,
             original_dst: None,
             grpc: false,
             stage: Stage::Done,
             delay: 0,
             retries: Retries::NONE,
             wanted: Wanted::NONE,
-            timeouts: Timeouts { global: 0, per_try: 0 },
+            timeouts: Timeouts { global: 0, per_try: 0, grpc: false },
             max_stream_duration: 0,
+            grpc_timeout: 0,
             idle_timeout: 0,
             timers: std::ptr::null_mut(),
             expired: Expired::No,
@@ -191,6 +201,11 @@ impl Ctx {
             response: filter::Response::new(),
             replaced: false,
             websocket: false,
+            upgrade_refused: false,
+            alt_response: false,
+            tell_timeout_retry: false,
+            timed_out_before: false,
+            per_try_idle_timeout: 0,
             managed: false,
         }
     }

@@ -8,19 +8,20 @@ use super::ctx::{ctx, ctx_or_new, Ctx, Stage};
 use super::edit::{self, ResponseEdits};
 use super::forward::{self, levels, Seen};
 use super::head::Head;
+use super::manager;
 use super::reply::{self, Flags};
 use super::{srv_conf, Mode};
 use crate::guard::guard;
 use crate::lb::{self, Reason};
-use crate::nginx::{self, pool_str, AGAIN, DECLINED, DONE, ERROR, OK};
+use crate::nginx::{self, pool_str, AGAIN, DECLINED, DONE, EMPTY, ERROR, OK};
 use crate::zone::{self, Worker};
 use amesh_dataplane::listener::{self, Direction};
 use amesh_dataplane::path::{self, PathError};
-use amesh_dataplane::route::{self, Decision};
+use amesh_dataplane::route::{self, Decision, RequestHead};
 use amesh_dataplane::{cors, fault};
 use amesh_model::filter::ArchivedHttpFilter;
 use amesh_model::listener::{ArchivedChainAction, ArchivedListener, ArchivedRouteSpecifier};
-use amesh_model::route::{ArchivedRoute, ArchivedRouteTable};
+use amesh_model::route::ArchivedRouteTable;
 use ngx::ffi::{self, ngx_http_request_t, ngx_int_t, ngx_uint_t};
 
 /// Largest body that is held to be sent more than once, in bytes (Envoy's `per_connection_buffer_limit_bytes`).
@@ -272,6 +273,10 @@ unsafe fn decide(
                 }
             },
         };
+        let managed = manager::manage(r, ctx, hcm, captured)?;
+        if ctx.reply.status != 0 {
+            return Some(());
+        }
         let raw = nginx::text((*r).unparsed_uri);
         let path = match path::normalize(raw, hcm) {
             Ok(path) => path,
@@ -281,17 +286,20 @@ unsafe fn decide(
             }
             Err(PathError::Redirect307(to)) => {
                 ctx.reply.location = pool_str((*r).pool, to.as_bytes())?;
-                ctx.reply.headers_only = true;
                 ctx.refuse(307, Flags::NONE, "");
                 return Some(());
             }
         };
         let host_header = super::head::host(r);
         let host = path::normalize_host(host_header, hcm, captured.destination.port());
-        let head = Head::new(r, &path, &host, captured.tls, tools.random());
+        if host != host_header || !(*r).host_start.is_null() {
+            ctx.host = pool_str((*r).pool, host.as_bytes())?;
+        }
+        let head = Head::new(r, &path, &host, managed.scheme, tools.random());
         ctx.grpc = route::is_grpc(&head);
         let decision = route::decide(table, &head, tools.regexes());
         let seen = Seen { request: r, captured, hcm, table, path: &path, raw };
+        prepare(&seen, ctx, &decision)?;
         filters(&seen, &head, tools, ctx, &decision)?;
         if ctx.reply.status == 0 {
             act(&seen, &head, tools, ctx, decision)?;
@@ -320,7 +328,7 @@ unsafe fn filters(
     }
     // SAFETY: the request is live.
     let pool = unsafe { (*seen.request).pool };
-    let route: Option<&ArchivedRoute> = decision.route();
+    let route = decision.route();
     for filter in seen.hcm.filters.iter() {
         match filter {
             ArchivedHttpFilter::Fault(of_filter) => {
@@ -348,7 +356,9 @@ unsafe fn filters(
                 }
             }
             ArchivedHttpFilter::Cors => {
-                let Some(cors) = route.and_then(|route| route.cors.as_deref()) else { continue };
+                // Answers of the router itself are none of its business.
+                let Decision::Forward(forward) = decision else { continue };
+                let Some(cors) = forward.route.1.cors.as_deref() else { continue };
                 let verdict = cors::verdict(cors, head, tools.regexes());
                 // SAFETY: the value lives as long as the request.
                 let origin = unsafe { edit::request_header(seen.request, b"origin") }.unwrap_or_default();
@@ -361,11 +371,11 @@ unsafe fn filters(
                         }
                     }
                     cors::Verdict::Preflight | cors::Verdict::Denied => {
-                        if verdict == cors::Verdict::Preflight {
-                            for (name, value) in cors::preflight_headers(cors, origin, head) {
-                                ctx.response.set(pool, name, value)?;
-                            }
+                        let denied = verdict == cors::Verdict::Denied;
+                        for (name, value) in cors::preflight_headers(cors, origin, denied, head) {
+                            ctx.response.set(pool, name, value)?;
                         }
+                        ctx.response.edits = ResponseEdits::NONE;
                         ctx.refuse(200, Flags::NONE, "");
                         ctx.reply.headers_only = true;
                         return Some(());
@@ -374,6 +384,22 @@ unsafe fn filters(
             }
         }
     }
+    Some(())
+}
+
+/// Remembers where a request belongs, and what is done to its response. `None` when memory is out.
+unsafe fn prepare(seen: &Seen<'_>, ctx: &mut Ctx, decision: &Decision<'_>) -> Option<()> {
+    // SAFETY: the request is live.
+    let pool = unsafe { (*seen.request).pool };
+    let Some(virtual_host) = decision.virtual_host() else { return Some(()) };
+    let route = decision.route();
+    ctx.note(pool, virtual_host, route)?;
+    let mut arm = None;
+    if let Decision::Forward(forward) = decision {
+        arm = forward.arm;
+        ctx.set_cluster(pool_str(pool, forward.cluster.as_bytes())?);
+    }
+    ctx.response.edits = ResponseEdits::keep(pool, &levels(seen.table, arm, route, virtual_host))?;
     Some(())
 }
 
@@ -393,34 +419,28 @@ unsafe fn act(
             zone::complain(&seen.table.name, reason);
             ctx.refuse(500, Flags::REFUSED, "");
         }
-        Decision::ClusterNotFound { virtual_host, route, code } => {
-            ctx.note(pool, virtual_host.1, Some(route.1))?;
-            ctx.response.edits = ResponseEdits::keep(pool, &levels(seen.table, None, Some(route.1), virtual_host.1))?;
-            ctx.refuse(code, Flags::NO_CLUSTER, "");
-        }
-        Decision::Redirect { virtual_host, route, status, location } => {
-            let route = route.map(|r| r.1);
-            ctx.note(pool, virtual_host.1, route)?;
-            ctx.response.edits = ResponseEdits::keep(pool, &levels(seen.table, None, route, virtual_host.1))?;
+        Decision::ClusterNotFound { code, .. } => ctx.refuse(code, Flags::NO_CLUSTER, ""),
+        Decision::Redirect { status, location, .. } => {
             ctx.refuse(status, Flags::NONE, "");
             ctx.reply.location = pool_str(pool, location.as_bytes())?;
-            ctx.reply.headers_only = true;
         }
-        Decision::Direct { virtual_host, route, status, body } => {
-            ctx.note(pool, virtual_host.1, Some(route.1))?;
-            ctx.response.edits = ResponseEdits::keep(pool, &levels(seen.table, None, Some(route.1), virtual_host.1))?;
+        Decision::Direct { status, body, .. } => {
             ctx.refuse(status, Flags::NONE, "");
             ctx.reply.body = pool_str(pool, body)?;
+            if (300..400).contains(&status) {
+                ctx.reply.location =
+                    pool_str(pool, [head.scheme(), "://", head.host(), head.path()].concat().as_bytes())?;
+            }
         }
         Decision::Forward(forward) => {
-            ctx.note(pool, forward.virtual_host.1, Some(forward.route.1))?;
-            ctx.set_cluster(pool_str(pool, forward.cluster.as_bytes())?);
+            if ctx.upgrade_refused {
+                ctx.refuse(403, Flags::NONE, "");
+                return Some(());
+            }
             ctx.cluster_not_found = forward.action.cluster_not_found_response_code.to_native();
             ctx.auto_host = forward.auto_host;
-            let levels = levels(seen.table, forward.arm, Some(forward.route.1), forward.virtual_host.1);
-            ctx.response.edits = ResponseEdits::keep(pool, &levels)?;
             ctx.response.attempt_count = forward.virtual_host.1.include_attempt_count_in_response;
-            ctx.websocket = seen.hcm.websocket;
+            let levels = levels(seen.table, forward.arm, Some(forward.route.1), forward.virtual_host.1);
             // SAFETY: the request has not gone upstream yet.
             unsafe {
                 forward::policies(seen, head, tools, ctx, &forward)?;
@@ -441,8 +461,15 @@ unsafe fn pick(pin: &zone::Pin<'_>, tools: &mut zone::Tools, r: *mut ngx_http_re
                 ctx.host = pool_str(unsafe { (*r).pool }, tools.hostname.as_bytes())?;
             }
         }
-        Err(reason @ Reason::NoCluster) => ctx.refuse(ctx.cluster_not_found, reason.flags(), ""),
-        Err(reason) => ctx.refuse(503, reason.flags(), "no healthy upstream"),
+        Err(reason @ Reason::NoCluster) => {
+            ctx.cluster = EMPTY;
+            ctx.refuse(ctx.cluster_not_found, reason.flags(), "");
+        }
+        Err(reason) => {
+            // As if it had been tried.
+            ctx.attempts = 1;
+            ctx.refuse(503, reason.flags(), "no healthy upstream");
+        }
     }
     Some(())
 }

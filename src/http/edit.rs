@@ -104,8 +104,6 @@ impl FormatContext for Facts<'_> {
         // SAFETY: the request is live as long as these facts are used.
         unsafe {
             match name {
-                // What a rewrite has changed since.
-                ":path" if self.ctx.rewritten => Some(Cow::Borrowed(nginx::bytes(self.ctx.original_path))),
                 ":path" => Some(Cow::Borrowed(nginx::bytes((*self.request).unparsed_uri))),
                 ":method" => Some(Cow::Borrowed(nginx::bytes((*self.request).method_name))),
                 ":authority" | "host" => Some(Cow::Borrowed(head::host(self.request).as_bytes())),
@@ -132,6 +130,8 @@ impl FormatContext for Facts<'_> {
                 (Command::UpstreamHost, _) => nginx::text(self.ctx.endpoint).to_owned(),
                 (Command::UpstreamCluster, _) => nginx::text(self.ctx.cluster).to_owned(),
                 (Command::RouteName, _) => nginx::text(self.ctx.route).to_owned(),
+                // Envoy does not know it yet where the answer is its own.
+                (Command::ResponseCode, _) if self.ctx.reply.status != 0 || self.ctx.replaced => "0".to_owned(),
                 (Command::ResponseCode, _) => (*self.request).headers_out.status.to_string(),
                 (Command::StartTime, _) => start_time(self.request),
                 (_, None) => return,
@@ -289,6 +289,21 @@ pub unsafe fn request_header<'a>(r: *mut ngx_http_request_t, name: &[u8]) -> Opt
     }
 }
 
+/// The lines of a request header, joined by commas; the name is lower case.
+///
+/// # Safety
+/// `r` must be live.
+pub unsafe fn joined_request_header<'a>(r: *mut ngx_http_request_t, name: &'a [u8]) -> Option<Cow<'a, str>> {
+    // SAFETY: the values live as long as the request, which outlives this phase.
+    unsafe {
+        let mut values = headers(&raw mut (*r).headers_in.headers)
+            .filter(|h| h.key.len == name.len() && nginx::bytes(h.key).eq_ignore_ascii_case(name))
+            .map(|h| String::from_utf8_lossy(nginx::bytes(h.value)));
+        let first = values.next()?;
+        Some(values.fold(first, |all, next| Cow::Owned([&all, ",", &next].concat())))
+    }
+}
+
 /// Adds a request header. `None` when memory is out.
 ///
 /// # Safety
@@ -309,17 +324,26 @@ pub unsafe fn add_request_header(r: *mut ngx_http_request_t, key: ngx_str_t, val
     }
 }
 
-/// Takes a request header away. nginx's proxy does not look at `hash`, so the list is made anew without it.
-/// `None` when memory is out.
+/// Takes a request header away; the name is lower case. `None` when memory is out.
 ///
 /// # Safety
 /// `r` must be live.
 pub unsafe fn remove_request_header(r: *mut ngx_http_request_t, name: &[u8]) -> Option<()> {
-    // SAFETY: promised by the caller. The elements are copied, so pointers of headers_in to them stay good: the old
-    // list lives on in the pool.
+    // SAFETY: promised by the caller.
+    unsafe { remove_request_headers(r, |it| it == name) }
+}
+
+/// Takes request headers away, by their names in lower case. nginx's proxy does not look at `hash`, so the list is made
+/// anew without them. `None` when memory is out.
+///
+/// # Safety
+/// `r` must be live.
+pub unsafe fn remove_request_headers(r: *mut ngx_http_request_t, is_it: impl Fn(&[u8]) -> bool) -> Option<()> {
+    // SAFETY: promised by the caller; lowcase_key has the length of the key. The elements are copied, so pointers of
+    // headers_in to them stay good: the old list lives on in the pool.
     unsafe {
         let list = &raw mut (*r).headers_in.headers;
-        let is_it = |h: &ngx_table_elt_t| nginx::bytes(h.key).eq_ignore_ascii_case(name);
+        let is_it = |h: &ngx_table_elt_t| is_it(std::slice::from_raw_parts(h.lowcase_key, h.key.len));
         if !headers(list).any(|h| is_it(h)) {
             return Some(());
         }

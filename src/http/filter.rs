@@ -16,8 +16,7 @@ use std::sync::OnceLock;
 /// Envoy's body where there is no response, up to the reason.
 const NO_RESPONSE: &str = "upstream connect error or disconnect/reset before headers. ";
 /// The reason where no connection could be made.
-const CONNECT_ERROR: &str =
-    "remote connection failure, transport failure reason: delayed connect error: Connection refused";
+const CONNECT_ERROR: &str = "remote connection failure";
 /// The reason where a connection ended before the response.
 const RESET_ERROR: &str = "connection termination";
 /// The reason where no connection came about in time.
@@ -49,6 +48,8 @@ pub struct Response {
     pub edits: ResponseEdits,
     /// `x-request-id` of the response; empty: none.
     pub request_id: ngx_str_t,
+    /// `via`; empty: none.
+    pub via: ngx_str_t,
     /// `x-envoy-upstream-service-time` is added.
     pub service_time: bool,
     /// `x-envoy-attempt-count` is added.
@@ -68,6 +69,7 @@ impl Response {
             server_name: EMPTY,
             edits: ResponseEdits::NONE,
             request_id: EMPTY,
+            via: EMPTY,
             service_time: false,
             attempt_count: false,
             added: std::ptr::null_mut(),
@@ -162,21 +164,27 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         if !u.is_null() && !answered && ctx.reply.status == 0 {
             local_error(r, ctx)?;
         }
-        if answered && ctx.response.service_time && !(*u).state.is_null() {
+        let switched = (*r).headers_out.status as u32 == ffi::NGX_HTTP_SWITCHING_PROTOCOLS;
+        if answered && ctx.response.service_time && !switched && !(*u).state.is_null() {
             let ms = (*(*u).state).header_time;
             let ms = if ms == ffi::ngx_msec_t::MAX { 0 } else { ms };
-            let text = pool_str((*r).pool, ms.to_string().as_bytes())?;
-            reply::push_header(r, str_of("x-envoy-upstream-service-time"), text)?;
+            edit::set_response_header(r, "x-envoy-upstream-service-time", ms.to_string().as_bytes())?;
         }
         if ctx.response.attempt_count && ctx.attempts > 0 {
             let text = pool_str((*r).pool, ctx.attempts.to_string().as_bytes())?;
             reply::push_header(r, str_of("x-envoy-attempt-count"), text)?;
         }
         if ctx.response.request_id.len > 0 {
-            reply::push_header(r, str_of("x-request-id"), ctx.response.request_id)?;
+            edit::set_response_header(r, "x-request-id", nginx::bytes(ctx.response.request_id))?;
         }
         let captured = capture::find((*r).connection).map(|c| &*c);
         ctx.response.edits.apply(&Facts { request: r, ctx, captured })?;
+        if ctx.response.via.len > 0 {
+            reply::push_header(r, str_of("via"), ctx.response.via)?;
+        }
+        if ctx.reply.status != 0 || ctx.replaced {
+            local_content_type(r, ctx);
+        }
         let mut added = ctx.response.added;
         while let Some(header) = added.as_ref() {
             edit::set_response_header(r, header.name, nginx::bytes(header.value))?;
@@ -228,8 +236,12 @@ unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
             }
             ctx.response.body = EMPTY;
             ctx.replaced = true;
-            return reply::grpc_head(r, reply::grpc_status(status), text);
+            // DEADLINE_EXCEEDED
+            let status = if ctx.expired == Expired::Stream { 4 } else { reply::grpc_status(status) };
+            return reply::grpc_head(r, status, text);
         }
+        let timed_out = matches!(ctx.expired, Expired::Global | Expired::PerTry);
+        let (status, text) = if ctx.alt_response && timed_out { (204, EMPTY) } else { (status, text) };
         let status = ffi::ngx_uint_t::from(status);
         // $status reads this first.
         (*r).err_status = status;
@@ -241,13 +253,29 @@ unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
             (*out.content_length).hash = 0;
             out.content_length = std::ptr::null_mut();
         }
-        out.content_type = str_of("text/plain");
-        out.content_type_len = out.content_type.len;
-        out.content_type_lowcase = std::ptr::null_mut();
         out.charset = EMPTY;
+        out.content_type = EMPTY;
         ctx.response.body = text;
         ctx.replaced = true;
         Some(())
+    }
+}
+
+/// A local reply with a body has a type, one without has none, whatever a route says of headers.
+unsafe fn local_content_type(r: *mut ngx_http_request_t, ctx: &Ctx) {
+    // SAFETY: as above.
+    unsafe {
+        let body = if ctx.replaced { ctx.response.body } else { ctx.reply.body };
+        let out = &mut (*r).headers_out;
+        let kind = match body.len {
+            _ if ctx.grpc && !ctx.reply.headers_only => str_of("application/grpc"),
+            0 => EMPTY,
+            _ if out.content_type.len > 0 => return,
+            _ => str_of("text/plain"),
+        };
+        out.content_type = kind;
+        out.content_type_len = kind.len;
+        out.content_type_lowcase = std::ptr::null_mut();
     }
 }
 
@@ -255,7 +283,7 @@ unsafe fn server_header(r: *mut ngx_http_request_t, response: &Response) -> Opti
     // SAFETY: as above.
     unsafe {
         let present: *mut ngx_table_elt_t = (*r).headers_out.server;
-        let present = if present.is_null() {
+        let present = if present.is_null() || (*present).hash == 0 {
             headers(&raw mut (*r).headers_out.headers)
                 .find(|h| h.hash != 0 && nginx::bytes(h.key).eq_ignore_ascii_case(b"server"))
                 .map_or(std::ptr::null_mut(), std::ptr::from_mut)
@@ -263,6 +291,13 @@ unsafe fn server_header(r: *mut ngx_http_request_t, response: &Response) -> Opti
             present
         };
         match response.server {
+            Server::Untouched if present.is_null() => {
+                // nginx writes its own where there is none: this one is not sent.
+                let none = reply::push_header(r, str_of("server"), EMPTY)?;
+                (*none).hash = 0;
+                (*r).headers_out.server = none;
+                return Some(());
+            }
             Server::Untouched => {}
             Server::IfAbsent if !present.is_null() => {}
             Server::Overwrite | Server::IfAbsent if present.is_null() => {

@@ -2,28 +2,33 @@
 
 use super::capture::Captured;
 use super::ctx::Ctx;
-use super::edit::{self, request_header, Facts, RequestHeaders};
+use super::edit::{self, Facts, RequestHeaders};
 use super::head::{headers, Head};
 use super::retry::Wanted;
 use super::shadow;
-use crate::nginx::{self, pool_str, EMPTY};
+use crate::nginx::{self, pool_str};
 use crate::zone;
 use amesh_dataplane::header::Levels;
 use amesh_dataplane::retry::Retries;
-use amesh_dataplane::route::Forward;
+use amesh_dataplane::route::{Forward, RequestHead};
 use amesh_dataplane::timeout;
 use amesh_model::listener::ArchivedHttpConnectionManager;
 use amesh_model::retry::retry_on;
-use amesh_model::route::{ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster};
+use amesh_model::route::{
+    ArchivedHostRewrite, ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster,
+};
 use ngx::ffi::ngx_http_request_t;
 
 /// How often the endpoint, or another, was tried.
 pub const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
+/// Whether the try before took too long.
+pub const IS_TIMEOUT_RETRY: &str = "x-envoy-is-timeout-retry";
 /// How long the endpoint may take, in ms.
 pub const EXPECTED_TIMEOUT: &str = "x-envoy-expected-rq-timeout-ms";
 
 /// Request headers that set a policy, and end here (`Filter::decodeHeaders`, `RetryStateImpl::create`).
-const POLICY_HEADERS: [&str; 8] = [
+const POLICY_HEADERS: [&str; 9] = [
+    "x-envoy-upstream-rq-timeout-alt-response",
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-rq-per-try-timeout-ms",
     "x-envoy-retry-on",
@@ -67,6 +72,13 @@ pub unsafe fn policies(
     ctx.timeouts = timeout::timeouts(forward.action, seen.hcm.respect_expected_rq_timeout, head);
     ctx.max_stream_duration =
         timeout::max_stream_duration(forward.action, seen.hcm.max_stream_duration.to_native(), head);
+    if forward.action.max_stream_duration.grpc_timeout_header_max.is_some()
+        && head.first_value("grpc-timeout").is_some()
+    {
+        ctx.grpc_timeout = ctx.max_stream_duration;
+    }
+    ctx.per_try_idle_timeout = policy.per_try_idle_timeout.to_native();
+    ctx.alt_response = head.first_value("x-envoy-upstream-rq-timeout-alt-response").is_some();
     ctx.idle_timeout = match forward.action.idle_timeout.as_ref() {
         Some(ms) => ms.to_native(),
         None => seen.hcm.stream_idle_timeout.to_native(),
@@ -117,16 +129,20 @@ pub unsafe fn upstream_request(
     // SAFETY: the request is live and has not gone upstream; all that is put into it lives in its pool.
     unsafe {
         let pool = (*r).pool;
-        manager_headers(seen, ctx)?;
         let expected = ctx.timeouts.expected();
         if !seen.hcm.suppress_envoy_headers && expected > 0 {
             ctx.tell_timeout = true;
             edit::set_request_header(r, EXPECTED_TIMEOUT, expected.to_string().as_bytes())?;
         }
+        let grpc_timeout = if ctx.timeouts.grpc { expected } else { ctx.grpc_timeout };
+        if grpc_timeout > 0 {
+            edit::set_request_header(r, "grpc-timeout", format!("{grpc_timeout}m").as_bytes())?;
+        }
         if forward.virtual_host.1.include_request_attempt_count {
             ctx.tell_attempts = true;
             edit::set_request_header(r, ATTEMPT_COUNT, b"1")?;
         }
+        ctx.tell_timeout_retry = forward.virtual_host.1.include_is_timeout_retry_header;
         if seen.path != seen.raw {
             ctx.original_path = pool_str(pool, seen.raw.as_bytes())?;
             (*r).unparsed_uri = pool_str(pool, seen.path.as_bytes())?;
@@ -143,55 +159,29 @@ pub unsafe fn upstream_request(
                 edit::set_request_header(r, "x-envoy-original-path", seen.path.as_bytes())?;
             }
             ctx.original_path = pool_str(pool, seen.path.as_bytes())?;
-            ctx.rewritten = true;
             (*r).unparsed_uri = pool_str(pool, path.as_bytes())?;
         }
         // nginx's proxy sends this line as it stands while it is marked as valid.
         (*r).set_valid_unparsed_uri(1);
-        let host = match (&forward.host, edited_host) {
-            (Some(host), _) => pool_str(pool, host.as_bytes())?,
-            (None, Some(host)) => host,
-            (None, None) => EMPTY,
-        };
-        if host.len > 0 && forward.action.append_x_forwarded_host {
-            let before = pool_str(pool, super::head::host(r).as_bytes())?;
-            edit::add_request_header(r, nginx::str_of("x-forwarded-host"), before)?;
+        if let Some(host) = edited_host {
+            ctx.host = host;
         }
-        ctx.host = host;
-        Some(())
-    }
-}
-
-/// What the connection manager adds to every request. `None` when memory is out.
-unsafe fn manager_headers(seen: &Seen<'_>, ctx: &mut Ctx) -> Option<()> {
-    let (r, hcm) = (seen.request, seen.hcm);
-    let scheme = if seen.captured.tls { "https" } else { "http" };
-    // SAFETY: see upstream_request.
-    unsafe {
-        let pool = (*r).pool;
-        if hcm.use_remote_address {
-            edit::set_request_header(r, "x-forwarded-proto", scheme.as_bytes())?;
-            if !hcm.skip_xff_append {
-                let client = seen.captured.source.ip().to_string();
-                let before = request_header(r, b"x-forwarded-for").map(|v| [v, b","].concat()).unwrap_or_default();
-                edit::set_request_header(r, "x-forwarded-for", &[before.as_slice(), client.as_bytes()].concat())?;
+        if let Some(host) = &forward.host {
+            let own = !matches!(forward.action.host_rewrite, ArchivedHostRewrite::None | ArchivedHostRewrite::Auto);
+            let of_arm = forward.arm.map(|arm| arm.host_rewrite_literal.as_str()).filter(|h| own && !h.is_empty());
+            let client = if ctx.host.len > 0 { nginx::text(ctx.host) } else { super::head::host(r) };
+            let before = of_arm.unwrap_or(client);
+            if own && !seen.hcm.suppress_envoy_headers {
+                edit::set_request_header(r, "x-envoy-original-host", before.as_bytes())?;
             }
-        } else if request_header(r, b"x-forwarded-proto").is_none() {
-            edit::add_request_header(r, nginx::str_of("x-forwarded-proto"), nginx::str_of(scheme))?;
-        }
-        // What the client says of its own certificate is worth nothing (forward_client_cert_details SANITIZE).
-        edit::remove_request_header(r, b"x-forwarded-client-cert")?;
-        let id = request_header(r, b"x-request-id");
-        if hcm.generate_request_id && (id.is_none() || (hcm.use_remote_address && !hcm.preserve_external_request_id)) {
-            let mut buffer = uuid::Uuid::encode_buffer();
-            let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
-            edit::set_request_header(r, "x-request-id", id.hyphenated().encode_lower(&mut buffer).as_bytes())?;
-        }
-        if hcm.always_set_request_id_in_response {
-            ctx.response.request_id = pool_str(pool, request_header(r, b"x-request-id").unwrap_or_default())?;
-        }
-        if !hcm.via.is_empty() {
-            edit::add_request_header(r, nginx::str_of("via"), pool_str(pool, hcm.via.as_bytes())?)?;
+            if forward.action.append_x_forwarded_host {
+                let all = match edit::joined_request_header(r, b"x-forwarded-host") {
+                    Some(others) => [&others, ",", before].concat(),
+                    None => before.to_owned(),
+                };
+                edit::set_request_header(r, "x-forwarded-host", all.as_bytes())?;
+            }
+            ctx.host = pool_str(pool, host.as_bytes())?;
         }
         Some(())
     }

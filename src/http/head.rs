@@ -2,7 +2,7 @@
 
 use crate::nginx;
 use amesh_dataplane::route::RequestHead;
-use ngx::ffi::{self, ngx_http_request_t, ngx_list_part_t, ngx_table_elt_t};
+use ngx::ffi::{self, ngx_http_request_t, ngx_list_part_t, ngx_str_t, ngx_table_elt_t};
 
 /// A view of a live request.
 pub struct Head<'a> {
@@ -18,8 +18,14 @@ impl<'a> Head<'a> {
     ///
     /// # Safety
     /// `r` must stay live as long as the view.
-    pub unsafe fn new(r: *mut ngx_http_request_t, path: &'a str, host: &'a str, tls: bool, random: u64) -> Head<'a> {
-        Head { request: r, path, host, scheme: if tls { "https" } else { "http" }, random }
+    pub unsafe fn new(
+        r: *mut ngx_http_request_t,
+        path: &'a str,
+        host: &'a str,
+        scheme: &'static str,
+        random: u64,
+    ) -> Head<'a> {
+        Head { request: r, path, host, scheme, random }
     }
 }
 
@@ -90,6 +96,12 @@ pub unsafe fn host<'a>(r: *mut ngx_http_request_t) -> &'a str {
     // SAFETY: promised by the caller.
     unsafe {
         let h = (*r).headers_in.host;
+        if !(*r).host_start.is_null() {
+            // The request line has a whole address.
+            let end = if (*r).port_end.is_null() { (*r).host_end } else { (*r).port_end };
+            let len = end.offset_from((*r).host_start);
+            return nginx::text(ngx_str_t { len: usize::try_from(len).unwrap_or(0), data: (*r).host_start });
+        }
         if h.is_null() {
             nginx::text((*r).headers_in.server)
         } else {

@@ -8,6 +8,7 @@ pub mod edit;
 pub mod filter;
 pub mod forward;
 pub mod head;
+pub mod manager;
 pub mod peer;
 pub mod pool;
 pub mod reply;

@@ -2,7 +2,7 @@
 
 use super::ctx::{self, Ctx};
 use super::edit;
-use super::forward::{ATTEMPT_COUNT, EXPECTED_TIMEOUT};
+use super::forward::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, IS_TIMEOUT_RETRY};
 use super::pool::{self, Key};
 use super::reply::Flags;
 use super::retry::{self, ProcessHeader};
@@ -182,7 +182,6 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
                 }
             },
         };
-        ctx.flags = ctx.flags.of_request();
         if (peer.tries as usize) < MAX_TRIED {
             peer.tried[peer.tries as usize] = picked.cell;
         }
@@ -248,6 +247,8 @@ unsafe fn free(pc: &mut ngx_peer_connection_t, peer: &mut Peer, state: ngx_uint_
             if failed {
                 let retried = tries_again(pc, peer, ctx, connected);
                 tuned(u, ctx, peer.picked.connect_timeout, retried);
+            } else if !c.is_null() {
+                cut_short(u, ctx, c);
             }
         }
         if !c.is_null() && pool::reusable(u, c, failed) {
@@ -257,6 +258,27 @@ unsafe fn free(pc: &mut ngx_peer_connection_t, peer: &mut Peer, state: ngx_uint_
                 pc.connection = std::ptr::null_mut();
             }
         }
+    }
+}
+
+/// Says so where a response ended before its end.
+unsafe fn cut_short(u: *mut ffi::ngx_http_upstream_t, ctx: &mut Ctx, c: *mut ffi::ngx_connection_t) {
+    // SAFETY: the upstream is live, the connection open.
+    unsafe {
+        if (*u).header_sent() == 0 || (*u).upgrade() != 0 || (*u).buffering() != 0 {
+            return;
+        }
+        if ctx.expired == Expired::No && (*(*c).read).timedout() != 0 {
+            ctx.expired = Expired::Idle;
+        }
+        let flag = match ctx.expired {
+            Expired::Global => Flags::UPSTREAM_TIMEOUT,
+            Expired::Idle => Flags::STREAM_IDLE,
+            // The rest of the body, -1: until the connection ends.
+            Expired::No if (*(*c).read).eof() != 0 && !matches!((*u).length, 0 | -1) => Flags::UPSTREAM_PROTOCOL_ERROR,
+            _ => return,
+        };
+        ctx.flags = ctx.flags.with(flag);
     }
 }
 
@@ -271,26 +293,23 @@ unsafe fn tries_again(pc: &mut ngx_peer_connection_t, peer: &mut Peer, ctx: &mut
         let c = pc.connection;
         let timed_out = !c.is_null() && ((*(*c).read).timedout() != 0 || (*(*c).write).timedout() != 0);
         if ctx.expired == Expired::No && connected && timed_out {
-            ctx.expired = Expired::Idle;
+            ctx.expired = if ctx.per_try_idle_timeout > 0 { Expired::PerTry } else { Expired::Idle };
         }
         let (flag, reset) = match ctx.expired {
             Expired::No if !connected => (Flags::UPSTREAM_FAILURE, Reset::ConnectFailure),
             // Nothing is wrong with the connection, so it was what came over it.
-            Expired::No if pc.cached() == 0 && is_sound(c) => (Flags::UPSTREAM_PROTOCOL_ERROR, Reset::Reset),
+            Expired::No if is_sound(c) => (Flags::UPSTREAM_PROTOCOL_ERROR, Reset::Reset),
             Expired::No => (Flags::UPSTREAM_TERMINATION, Reset::Reset),
             Expired::PerTry | Expired::Global => (Flags::UPSTREAM_TIMEOUT, Reset::Reset),
-            Expired::Stream => (Flags::DURATION_TIMEOUT, Reset::Reset),
+            Expired::Stream => (Flags::NONE, Reset::Reset),
             Expired::Idle => (Flags::STREAM_IDLE, Reset::Reset),
         };
-        ctx.flags = ctx.flags.with(flag);
-        if ctx.expired == Expired::No && connected && pc.cached() != 0 {
-            // A kept connection that had ended meanwhile: no try of Envoy's, which sees the end of idle connections.
-            return true;
-        }
         let final_end = matches!(ctx.expired, Expired::Global | Expired::Stream | Expired::Idle);
         if final_end || !ctx.retries.would_retry_reset(reset) || !peer.again(peer.request, ctx) {
+            ctx.flags = ctx.flags.with(flag);
             return false;
         }
+        ctx.timed_out_before = ctx.expired == Expired::PerTry;
         ctx.expired = Expired::No;
         true
     }
@@ -326,13 +345,17 @@ unsafe fn another(r: *mut ngx_http_request_t, ctx: &mut Ctx, peer: &Peer) -> Res
 
 /// Makes the request anew where another try differs from the one before. `None` when memory is out.
 unsafe fn again(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
-    if !ctx.tell_attempts && !ctx.tell_timeout && !ctx.auto_host {
+    if !ctx.tell_attempts && !ctx.tell_timeout && !ctx.tell_timeout_retry && !ctx.auto_host {
         return Some(());
     }
     // SAFETY: the request is live; nginx is about to set its chain of buffers back to the beginning.
     unsafe {
         if ctx.tell_attempts {
             edit::set_request_header(r, ATTEMPT_COUNT, ctx.attempts.to_string().as_bytes())?;
+        }
+        if ctx.tell_timeout_retry {
+            let before = if std::mem::take(&mut ctx.timed_out_before) { b"true".as_slice() } else { b"false" };
+            edit::set_request_header(r, IS_TIMEOUT_RETRY, before)?;
         }
         if ctx.tell_timeout {
             let left = match ctx.timeouts.global {
@@ -379,7 +402,10 @@ unsafe fn tuned(u: *mut ffi::ngx_http_upstream_t, ctx: &mut Ctx, connect_timeout
         }
         let original = ctx.upstream_conf;
         (*u).conf = TUNED.with_borrow_mut(|tuned| {
-            let idle_timeout = ctx.idle_timeout;
+            let idle_timeout = match ctx.per_try_idle_timeout {
+                0 => ctx.idle_timeout,
+                ms => ms,
+            };
             let tuning = Tuning { conf: original as usize, connect_timeout, idle_timeout, retry };
             let clone = tuned.entry(tuning).or_insert_with(|| {
                 let mut clone = Box::new(*original);

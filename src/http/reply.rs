@@ -4,89 +4,68 @@ use super::ctx::Reply;
 use crate::nginx::{self, pool_str, str_of, EMPTY, ERROR, OK};
 use ngx::ffi::{self, ngx_http_request_t, ngx_int_t, ngx_str_t};
 
-/// Envoy's response flags (`%RESPONSE_FLAGS%`), as bits of a word.
+/// Envoy's response flags (`%RESPONSE_FLAGS%`), in the order in which they were set: a byte each, 0 for none.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Flags(u32);
+pub struct Flags([u8; 8]);
 
 impl Flags {
     /// None: `-`.
-    pub const NONE: Flags = Flags(0);
-    /// `NR`: no route, or no filter chain.
-    pub const NO_ROUTE: Flags = Flags(1);
+    pub const NONE: Flags = Flags([0; 8]);
     /// `UH`: no healthy upstream.
-    pub const NO_HEALTHY_UPSTREAM: Flags = Flags(2);
-    /// `NC`: the cluster does not exist.
-    pub const NO_CLUSTER: Flags = Flags(4);
-    /// `UF`: the connection to the upstream failed.
-    pub const UPSTREAM_FAILURE: Flags = Flags(8);
-    /// `UC`: the upstream ended the connection.
-    pub const UPSTREAM_TERMINATION: Flags = Flags(16);
+    pub const NO_HEALTHY_UPSTREAM: Flags = Flags::one(1);
     /// `UT`: the upstream took too long.
-    pub const UPSTREAM_TIMEOUT: Flags = Flags(32);
-    /// `URX`: tries were used up.
-    pub const RETRY_LIMIT: Flags = Flags(64);
-    /// `DC`: the client went away.
-    pub const DOWNSTREAM_TERMINATION: Flags = Flags(128);
-    /// Not a flag of Envoy's, hence a word: configuration that is not supported and cannot be left out.
-    pub const REFUSED: Flags = Flags(256);
+    pub const UPSTREAM_TIMEOUT: Flags = Flags::one(2);
+    /// `UF`: the connection to the upstream failed.
+    pub const UPSTREAM_FAILURE: Flags = Flags::one(3);
+    /// `UC`: the upstream ended the connection.
+    pub const UPSTREAM_TERMINATION: Flags = Flags::one(4);
+    /// `NR`: no route, or no filter chain.
+    pub const NO_ROUTE: Flags = Flags::one(5);
     /// `DI`: a fault made it wait.
-    pub const DELAY_INJECTED: Flags = Flags(512);
+    pub const DELAY_INJECTED: Flags = Flags::one(6);
     /// `FI`: a fault answered it.
-    pub const FAULT_INJECTED: Flags = Flags(1024);
+    pub const FAULT_INJECTED: Flags = Flags::one(7);
+    /// `DC`: the client went away.
+    pub const DOWNSTREAM_TERMINATION: Flags = Flags::one(8);
+    /// `URX`: tries were used up.
+    pub const RETRY_LIMIT: Flags = Flags::one(9);
     /// `SI`: nothing came for too long.
-    pub const STREAM_IDLE: Flags = Flags(2048);
-    /// `DT`: it took longer than a stream may.
-    pub const DURATION_TIMEOUT: Flags = Flags(4096);
+    pub const STREAM_IDLE: Flags = Flags::one(10);
     /// `UPE`: the upstream's answer is no HTTP.
-    pub const UPSTREAM_PROTOCOL_ERROR: Flags = Flags(8192);
+    pub const UPSTREAM_PROTOCOL_ERROR: Flags = Flags::one(11);
+    /// `NC`: the cluster does not exist.
+    pub const NO_CLUSTER: Flags = Flags::one(12);
+    /// Not a flag of Envoy's, hence a word: configuration that is not supported and cannot be left out.
+    pub const REFUSED: Flags = Flags::one(13);
 
-    /// What the end of one try says; another try may end otherwise.
-    const OF_TRY: u32 = Self::NO_HEALTHY_UPSTREAM.0
-        | Self::UPSTREAM_FAILURE.0
-        | Self::UPSTREAM_TERMINATION.0
-        | Self::UPSTREAM_TIMEOUT.0
-        | Self::UPSTREAM_PROTOCOL_ERROR.0;
+    const NAMES: [&'static str; 13] =
+        ["UH", "UT", "UF", "UC", "NR", "DI", "FI", "DC", "URX", "SI", "UPE", "NC", "REFUSED"];
 
-    /// In the order of Envoy's `ResponseFlag`s.
-    const NAMES: [(Flags, &'static str); 14] = [
-        (Flags::NO_HEALTHY_UPSTREAM, "UH"),
-        (Flags::UPSTREAM_TIMEOUT, "UT"),
-        (Flags::UPSTREAM_FAILURE, "UF"),
-        (Flags::UPSTREAM_TERMINATION, "UC"),
-        (Flags::NO_ROUTE, "NR"),
-        (Flags::DELAY_INJECTED, "DI"),
-        (Flags::FAULT_INJECTED, "FI"),
-        (Flags::DOWNSTREAM_TERMINATION, "DC"),
-        (Flags::RETRY_LIMIT, "URX"),
-        (Flags::STREAM_IDLE, "SI"),
-        (Flags::DURATION_TIMEOUT, "DT"),
-        (Flags::UPSTREAM_PROTOCOL_ERROR, "UPE"),
-        (Flags::NO_CLUSTER, "NC"),
-        (Flags::REFUSED, "REFUSED"),
-    ];
-
-    /// What is left of these flags when another try begins.
-    pub fn of_request(self) -> Flags {
-        Flags(self.0 & !Self::OF_TRY)
+    const fn one(number: u8) -> Flags {
+        Flags([number, 0, 0, 0, 0, 0, 0, 0])
     }
 
-    /// These flags and others.
-    pub fn with(self, other: Flags) -> Flags {
-        Flags(self.0 | other.0)
+    /// These flags and, after them, others. More than eight are never set for one request.
+    pub fn with(mut self, other: Flags) -> Flags {
+        for number in other.0.into_iter().filter(|n| *n != 0) {
+            if let Some(place) = self.0.iter_mut().find(|n| **n == number || **n == 0) {
+                *place = number;
+            }
+        }
+        self
     }
 
     /// Whether all of `other` are set.
     pub fn has(self, other: Flags) -> bool {
-        self.0 & other.0 == other.0
+        other.0.into_iter().all(|number| number == 0 || self.0.contains(&number))
     }
 
     /// Envoy's text: names joined by commas, `-` for none.
     pub fn text(self) -> String {
-        let names: Vec<_> = Self::NAMES.iter().filter(|(f, _)| self.has(*f)).map(|(_, n)| *n).collect();
-        if names.is_empty() {
-            "-".to_owned()
-        } else {
-            names.join(",")
+        let names = self.0.into_iter().filter_map(|n| Self::NAMES.get(usize::from(n).checked_sub(1)?).copied());
+        match names.collect::<Vec<_>>().join(",") {
+            none if none.is_empty() => "-".to_owned(),
+            some => some,
         }
     }
 }
@@ -124,6 +103,9 @@ pub unsafe fn local(r: *mut ngx_http_request_t, reply: &Reply, grpc: bool) -> ng
     unsafe {
         if !grpc || reply.headers_only {
             return send_typed(r, reply.status, reply.body, reply.location, "text/plain");
+        }
+        if reply.location.len > 0 && push_header(r, str_of("location"), reply.location).is_none() {
+            return ERROR;
         }
         if grpc_head(r, reply.grpc_status.unwrap_or_else(|| grpc_status(reply.status)), reply.body).is_none() {
             return ERROR;
@@ -202,6 +184,9 @@ pub unsafe fn send_typed(
         }
         if body.len == 0 {
             (*r).set_header_only(1);
+            if (*r).method == ffi::NGX_HTTP_HEAD as ffi::ngx_uint_t || status == 304 {
+                (*r).headers_out.content_length_n = -1;
+            }
         } else if !content_type.is_empty() {
             (*r).headers_out.content_type = str_of(content_type);
             (*r).headers_out.content_type_len = content_type.len();

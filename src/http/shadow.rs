@@ -141,7 +141,7 @@ impl Http1 {
         for line in self.head.split_inclusive("\r\n") {
             let (name, value) = line.split_once(':').unwrap_or((line, ""));
             match name.to_ascii_lowercase().as_str() {
-                "connection" => {}
+                "connection" | "x-envoy-internal" => {}
                 "host" => {
                     let own = value.trim();
                     let new = match (host, suffix) {
@@ -149,7 +149,7 @@ impl Http1 {
                         ("", false) => own.to_owned(),
                         (host, _) => host.to_owned(),
                     };
-                    out.push_str(&format!("Host: {new}\r\nConnection: close\r\n"));
+                    out.push_str(&format!("Host: {new}\r\nConnection: close\r\nx-envoy-internal: true\r\n"));
                 }
                 _ => out.push_str(line),
             }
@@ -307,7 +307,11 @@ mod tests {
         let head = "POST /a?b HTTP/1.1\r\nHost: web:80\r\nconnection: upgrade\r\nx: y\r\n".to_owned();
         let request = Http1 { head, body: b"body".to_vec() };
         let copy = |host, suffix| String::from_utf8(request.with_host(host, suffix)).unwrap();
-        let want = |host| format!("POST /a?b HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nx: y\r\n\r\nbody");
+        let want = |host| {
+            format!(
+                "POST /a?b HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nx-envoy-internal: true\r\nx: y\r\n\r\nbody"
+            )
+        };
         assert_eq!(copy("", true), want("web-shadow:80"));
         assert_eq!(copy("", false), want("web:80"));
         assert_eq!(copy("other", false), want("other"));

@@ -78,7 +78,9 @@ def cluster(addresses, name, spec):
         localities = [{"lb_endpoints": localities}] if localities else []
     localities = [{**one, "lb_endpoints": [endpoint(addresses, e) for e in one["lb_endpoints"]]} for one in localities]
     load = {"cluster_name": name, "endpoints": localities, **spec.pop("load_assignment", {})}
-    return {"@type": CLUSTER, "name": name, "type": "STATIC", "connect_timeout": "1s", "load_assignment": load, **spec}
+    # Cases run side by side, and Envoy makes no more than three retries of a cluster at a time unless it is told.
+    many = {"thresholds": [{"max_retries": 1000}]}
+    return {"@type": CLUSTER, "name": name, "type": "STATIC", "connect_timeout": "1s", "load_assignment": load, "circuit_breakers": many, **spec}
 
 
 def table(case, name):

@@ -13,7 +13,7 @@ pub enum Verdict {
     Answered,
     /// It ends here: a preflight request, answered by 200 with the headers of [`preflight_headers`].
     Preflight,
-    /// It ends here: a preflight request of an origin that is not allowed, answered by 200 without any.
+    /// It ends here: a preflight request of an origin that is not allowed, answered by 200 without that.
     Denied,
 }
 
@@ -44,22 +44,32 @@ pub fn response_headers<'a>(cors: &'a ArchivedCors, origin: &'a str) -> impl Ite
     ])
 }
 
-/// Headers of the answer to a preflight request.
+/// Headers of the answer to a preflight request. `*` is what the request asks for. One that is denied learns all but
+/// that it is allowed.
 pub fn preflight_headers<'a>(
     cors: &'a ArchivedCors,
     origin: &'a str,
-    head: &impl RequestHead,
+    denied: bool,
+    head: &'a impl RequestHead,
 ) -> impl Iterator<Item = (&'static str, &'a str)> {
-    let private =
-        cors.allow_private_network && head.first_value("access-control-request-private-network") == Some(b"true");
+    let asked = |name| head.first_value(name).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+    let private = cors.allow_private_network && asked("access-control-request-private-network") == "true";
+    let methods = match cors.allow_methods.as_str() {
+        "*" => asked("access-control-request-method"),
+        methods => methods,
+    };
+    let names = match cors.allow_headers.as_str() {
+        "*" => asked("access-control-request-headers"),
+        names => names,
+    };
     set([
-        ("access-control-allow-origin", origin),
+        ("access-control-allow-origin", if denied { "" } else { origin }),
         ("access-control-allow-credentials", if cors.allow_credentials { "true" } else { "" }),
-        ("access-control-allow-methods", cors.allow_methods.as_str()),
-        ("access-control-allow-headers", cors.allow_headers.as_str()),
+        ("access-control-allow-methods", methods),
+        ("access-control-allow-headers", names),
         ("access-control-max-age", cors.max_age.as_str()),
         ("access-control-allow-private-network", if private { "true" } else { "" }),
-        ("access-control-expose-headers", cors.expose_headers.as_str()),
+        ("access-control-expose-headers", if denied { "" } else { cors.expose_headers.as_str() }),
     ])
 }
 

@@ -8,6 +8,7 @@
 
 pub mod cors;
 pub mod fault;
+pub mod forwarded;
 pub mod header;
 pub mod inspect;
 pub mod lb;

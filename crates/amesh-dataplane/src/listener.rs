@@ -236,7 +236,8 @@ fn longest_prefix(ranges: &[ArchivedCidrRange], ip: IpAddr) -> Option<usize> {
     ranges.iter().filter(|r| contains(r, ip)).map(|r| usize::from(r.prefix_len) + 1).max()
 }
 
-fn contains(range: &ArchivedCidrRange, ip: IpAddr) -> bool {
+/// Whether an address is within a range.
+pub fn contains(range: &ArchivedCidrRange, ip: IpAddr) -> bool {
     let same = |network: u128, address: u128, width: u32| {
         let shift = width.saturating_sub(range.prefix_len.into());
         shift == width || network >> shift == address >> shift

@@ -10,6 +10,8 @@ pub struct Timeouts {
     pub global: u64,
     /// One try.
     pub per_try: u64,
+    /// The endpoint is told in `grpc-timeout`, too.
+    pub grpc: bool,
 }
 
 impl Timeouts {
@@ -25,7 +27,17 @@ impl Timeouts {
 /// The time-outs of a request: the route's, with what the request's own headers say.
 pub fn timeouts(action: &ArchivedForwardAction, respect_expected: bool, head: &impl RequestHead) -> Timeouts {
     let number = |name| -> Option<u64> { std::str::from_utf8(head.first_value(name)?).ok()?.trim().parse().ok() };
-    let mut out = Timeouts { global: action.timeout.to_native(), per_try: action.retry.per_try_timeout.to_native() };
+    let mut out =
+        Timeouts { global: action.timeout.to_native(), per_try: action.retry.per_try_timeout.to_native(), grpc: false };
+    if let Some(max) = action.max_grpc_timeout.as_ref().filter(|_| is_grpc(head)) {
+        let own = head.first_value("grpc-timeout").and_then(grpc_timeout).unwrap_or(0);
+        out.global = match (max.to_native(), own.saturating_sub(action.grpc_timeout_offset.to_native())) {
+            (max, 0) => max,
+            (0, own) => own,
+            (max, own) => own.min(max),
+        };
+        out.grpc = true;
+    }
     let expected = respect_expected.then(|| number("x-envoy-expected-rq-timeout-ms")).flatten();
     if let Some(ms) = expected.or_else(|| number("x-envoy-upstream-rq-timeout-ms")) {
         out.global = ms;
@@ -43,7 +55,7 @@ pub fn timeouts(action: &ArchivedForwardAction, respect_expected: bool, head: &i
 /// `of_manager` is what the connection manager says.
 pub fn max_stream_duration(action: &ArchivedForwardAction, of_manager: u64, head: &impl RequestHead) -> u64 {
     let of_route = &action.max_stream_duration;
-    let grpc_max = of_route.grpc_timeout_header_max.as_ref().filter(|_| is_grpc(head)).map(|max| max.to_native());
+    let grpc_max = of_route.grpc_timeout_header_max.as_ref().map(|max| max.to_native());
     if let (Some(max), Some(own)) = (grpc_max, head.first_value("grpc-timeout").and_then(grpc_timeout)) {
         let own = own.saturating_sub(of_route.grpc_timeout_header_offset.to_native());
         return if max == 0 { own } else { own.min(max) };

@@ -140,6 +140,8 @@ pub struct HttpConnectionManager {
     pub server_header_transformation: ServerHeader,
     /// The client's address comes from the socket and is appended to `x-forwarded-for`.
     pub use_remote_address: bool,
+    /// Addresses that make a request internal (`internal_address_config`); none by default.
+    pub internal_addresses: Vec<CidrRange>,
     /// Hops in front that are trusted.
     pub xff_num_trusted_hops: u32,
     /// `x-forwarded-for` is left alone.
@@ -174,8 +176,8 @@ pub struct HttpConnectionManager {
     pub max_stream_duration: u64,
     /// Filters, in their order.
     pub filters: Vec<HttpFilter>,
-    /// Requests may name their own time-outs, and the endpoint is told of them (`x-envoy-expected-rq-timeout-ms`
-    /// counts like `x-envoy-upstream-rq-timeout-ms`; `Router.respect_expected_rq_timeout`).
+    /// `x-envoy-expected-rq-timeout-ms` of a request counts like `x-envoy-upstream-rq-timeout-ms`
+    /// (`Router.respect_expected_rq_timeout`).
     pub respect_expected_rq_timeout: bool,
     /// Each request is refused with 500, for this reason: an HTTP filter that is not supported and cannot be left out.
     pub refuse: Option<String>,

@@ -54,6 +54,8 @@ pub struct VirtualHost {
     pub include_request_attempt_count: bool,
     /// `x-envoy-attempt-count` comes back.
     pub include_attempt_count_in_response: bool,
+    /// `x-envoy-is-timeout-retry` goes upstream with retries.
+    pub include_is_timeout_retry_header: bool,
     /// Header edits of this host.
     pub headers: HeaderEdits,
     /// Each request of this host is refused with 500, for this reason.
@@ -153,6 +155,11 @@ pub struct ForwardAction {
     pub idle_timeout: Option<u64>,
     /// How long a stream may last.
     pub max_stream_duration: MaxStreamDuration,
+    /// The older form: calls of gRPC take as long as their `grpc-timeout` says instead of `timeout`, and this at most, in
+    /// ms; 0: as long as they say.
+    pub max_grpc_timeout: Option<u64>,
+    /// Taken off that `grpc-timeout`, in ms.
+    pub grpc_timeout_offset: u64,
     /// Tries after the first. Without a policy of its own the route has its virtual host's.
     pub retry: RetryPolicy,
     /// Copies. Without any of its own the route has its virtual host's, or its table's.
@@ -164,7 +171,7 @@ pub struct ForwardAction {
 pub struct MaxStreamDuration {
     /// In any case; `None`: as the connection manager says; 0: no limit.
     pub max_stream_duration: Option<u64>,
-    /// gRPC requests last as long as their `grpc-timeout` says, and this at most; 0: as long as they say.
+    /// Requests with a `grpc-timeout` last as long as that says, and this at most; 0: as long as they say.
     pub grpc_timeout_header_max: Option<u64>,
     /// Taken off a `grpc-timeout`.
     pub grpc_timeout_header_offset: u64,

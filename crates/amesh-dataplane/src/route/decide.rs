@@ -54,6 +54,17 @@ pub enum Decision<'a> {
 }
 
 impl<'a> Decision<'a> {
+    /// The virtual host that took the request.
+    pub fn virtual_host(&self) -> Option<&'a ArchivedVirtualHost> {
+        match self {
+            Decision::Forward(forward) => Some(forward.virtual_host.1),
+            Decision::Redirect { virtual_host, .. }
+            | Decision::Direct { virtual_host, .. }
+            | Decision::ClusterNotFound { virtual_host, .. } => Some(virtual_host.1),
+            Decision::NotFound | Decision::Refuse { .. } => None,
+        }
+    }
+
     /// The route that took the request.
     pub fn route(&self) -> Option<&'a ArchivedRoute> {
         match self {

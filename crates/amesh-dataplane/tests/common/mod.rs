@@ -120,6 +120,8 @@ pub fn forward(cluster: &str) -> ForwardAction {
         timeout: 0,
         idle_timeout: None,
         max_stream_duration: Default::default(),
+        max_grpc_timeout: None,
+        grpc_timeout_offset: 0,
         retry: Default::default(),
         mirrors: vec![],
     }
@@ -150,6 +152,7 @@ pub fn virtual_host(name: &str, routes: Vec<Route>) -> VirtualHost {
         require_tls: RequireTls::None,
         include_request_attempt_count: false,
         include_attempt_count_in_response: false,
+        include_is_timeout_retry_header: false,
         headers: HeaderEdits::default(),
         refuse: None,
     }
@@ -190,6 +193,7 @@ pub fn hcm() -> HttpConnectionManager {
         server_name: "envoy".into(),
         server_header_transformation: ServerHeader::Overwrite,
         use_remote_address: false,
+        internal_addresses: vec![],
         xff_num_trusted_hops: 0,
         skip_xff_append: false,
         via: String::new(),

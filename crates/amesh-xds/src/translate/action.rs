@@ -11,7 +11,6 @@ use amesh_model::route::{
     RedirectAction, RouteAction, WeightedCluster,
 };
 use envoy_types::pb::envoy::config::route::v3 as pb;
-use envoy_types::pb::google::protobuf::Duration;
 
 const NO_CLUSTER: &str = "is empty: the name of a cluster is needed";
 
@@ -109,12 +108,9 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
         append_x_forwarded_host: *append_x_forwarded_host,
         timeout: millis(timeout, "timeout", notes)?.unwrap_or(15_000),
         idle_timeout: millis(idle_timeout, "idle_timeout", notes)?,
-        max_stream_duration: self::max_stream_duration(
-            max_stream_duration,
-            max_grpc_timeout,
-            grpc_timeout_offset,
-            notes,
-        )?,
+        max_stream_duration: self::max_stream_duration(max_stream_duration, notes)?,
+        max_grpc_timeout: millis(max_grpc_timeout, "max_grpc_timeout", notes)?,
+        grpc_timeout_offset: millis(grpc_timeout_offset, "grpc_timeout_offset", notes)?.unwrap_or(0),
         retry,
         mirrors: match request_mirror_policies.as_slice() {
             [] => inherited.mirrors.to_vec(),
@@ -205,19 +201,12 @@ pub(super) fn mirror(
     })
 }
 
-/// How long a stream may last. The two older fields of the action speak of gRPC alone.
+/// How long a stream may last.
 fn max_stream_duration(
     d: &Option<pb::route_action::MaxStreamDuration>,
-    max_grpc_timeout: &Option<Duration>,
-    grpc_timeout_offset: &Option<Duration>,
     notes: &mut Notes,
 ) -> Result<MaxStreamDuration, Invalid> {
-    let old = MaxStreamDuration {
-        max_stream_duration: None,
-        grpc_timeout_header_max: millis(max_grpc_timeout, "max_grpc_timeout", notes)?,
-        grpc_timeout_header_offset: millis(grpc_timeout_offset, "grpc_timeout_offset", notes)?.unwrap_or(0),
-    };
-    let Some(d) = d else { return Ok(old) };
+    let Some(d) = d else { return Ok(MaxStreamDuration::default()) };
     notes.within("max_stream_duration", |notes| {
         let pb::route_action::MaxStreamDuration {
             max_stream_duration,
@@ -226,10 +215,9 @@ fn max_stream_duration(
         } = d;
         Ok(MaxStreamDuration {
             max_stream_duration: millis(max_stream_duration, "max_stream_duration", notes)?,
-            grpc_timeout_header_max: millis(grpc_timeout_header_max, "grpc_timeout_header_max", notes)?
-                .or(old.grpc_timeout_header_max),
+            grpc_timeout_header_max: millis(grpc_timeout_header_max, "grpc_timeout_header_max", notes)?,
             grpc_timeout_header_offset: millis(grpc_timeout_header_offset, "grpc_timeout_header_offset", notes)?
-                .unwrap_or(old.grpc_timeout_header_offset),
+                .unwrap_or(0),
         })
     })
 }

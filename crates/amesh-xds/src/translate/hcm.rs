@@ -93,7 +93,7 @@ pub(super) fn manager(
     ignored!(notes, "x-forwarded-client-cert is taken off: there is no client certificate";
         forward_client_cert_details, set_current_client_cert_details, forward_client_cert_matcher);
     ignored!(notes, "the client's address is that of the connection or of x-forwarded-for";
-        original_ip_detection_extensions, internal_address_config,
+        original_ip_detection_extensions,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6, add_proxy_protocol_connection_state);
     ignored!(notes, "the scheme is that of the connection"; scheme_header_transformation, forward_proto_config);
     ignored!(notes, "local replies are Envoy's own"; local_reply_config);
@@ -142,6 +142,13 @@ pub(super) fn manager(
             hcm::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
         },
         use_remote_address: bool_or(use_remote_address, false),
+        internal_addresses: match internal_address_config {
+            None => vec![],
+            Some(c) => notes.within("internal_address_config", |n| {
+                let hcm::InternalAddressConfig { unix_sockets: _, cidr_ranges } = c;
+                n.list("cidr_ranges", cidr_ranges, super::value::cidr)
+            })?,
+        },
         xff_num_trusted_hops: *xff_num_trusted_hops,
         skip_xff_append: *skip_xff_append,
         via: via.clone(),

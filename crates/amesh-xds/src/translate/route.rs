@@ -172,7 +172,6 @@ fn virtual_host(host: &pb::VirtualHost, table: &Inherited<'_>, notes: &mut Notes
     ignored!(notes, "there is no rate limit filter"; rate_limits);
     ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
     ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
-    ignored!(notes, "this header is not added"; include_is_timeout_retry_header);
     ignored!(notes, "nginx buffers as its own directives say"; per_request_buffer_limit_bytes, request_body_buffer_limit);
     let headers = format::edits(
         request_headers_to_add,
@@ -203,6 +202,7 @@ fn virtual_host(host: &pb::VirtualHost, table: &Inherited<'_>, notes: &mut Notes
         },
         include_request_attempt_count: *include_request_attempt_count,
         include_attempt_count_in_response: *include_attempt_count_in_response,
+        include_is_timeout_retry_header: *include_is_timeout_retry_header,
         headers,
         refuse,
     })
