@@ -50,7 +50,7 @@ def test_configuration_test_starts_nothing_and_names_a_bad_file():
 
 def test_a_changed_file_is_served_without_a_reload():
     with amesh.Nginx(workers=2).mesh() as nginx:
-        workers = nginx.children()
+        workers = amesh.until(lambda: len(nginx.children()) == 2 and nginx.children(), what="the start of the workers")
         assert nginx.get() == (200, str(nginx.a))
         nginx.put("route.yaml", amesh.route("b"))
         amesh.until(lambda: all(nginx.get() == (200, str(nginx.b)) for _ in range(8)), what="the change")
@@ -232,7 +232,9 @@ def test_memory_and_descriptors_are_flat_over_updates():
         for n in range(100):
             change(n)
         last = status(nginx)["zone"]
-        assert (last["used_bytes"], last["slots"], last["cells"]) == (first["used_bytes"], first["slots"], first["cells"])
+        assert (last["slots"], last["cells"]) == (first["slots"], first["cells"])
+        # The thread's own status is a slot, too, and its numbers have more digits by now.
+        assert last["used_bytes"] - first["used_bytes"] < 100
         assert last["version"] >= first["version"] + 100
 
 

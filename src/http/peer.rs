@@ -304,6 +304,10 @@ unsafe fn tries_again(pc: &mut ngx_peer_connection_t, peer: &mut Peer, ctx: &mut
             Expired::Stream => (Flags::NONE, Reset::Reset),
             Expired::Idle => (Flags::STREAM_IDLE, Reset::Reset),
         };
+        if ctx.expired == Expired::No && connected && pc.cached() != 0 && repeatable(peer.request) {
+            // A kept connection that had ended meanwhile: the request is sent once more, as RFC 9110, 9.2.2 allows.
+            return true;
+        }
         let final_end = matches!(ctx.expired, Expired::Global | Expired::Stream | Expired::Idle);
         if final_end || !ctx.retries.would_retry_reset(reset) || !peer.again(peer.request, ctx) {
             ctx.flags = ctx.flags.with(flag);
@@ -312,6 +316,17 @@ unsafe fn tries_again(pc: &mut ngx_peer_connection_t, peer: &mut Peer, ctx: &mut
         ctx.timed_out_before = ctx.expired == Expired::PerTry;
         ctx.expired = Expired::No;
         true
+    }
+}
+
+/// Whether a request may be sent again although nobody knows what became of it: its method is idempotent, and its body,
+/// if there is one, still here.
+unsafe fn repeatable(r: *mut ngx_http_request_t) -> bool {
+    // SAFETY: the request is live.
+    unsafe {
+        let idempotent =
+            ffi::NGX_HTTP_GET | ffi::NGX_HTTP_HEAD | ffi::NGX_HTTP_OPTIONS | ffi::NGX_HTTP_PUT | ffi::NGX_HTTP_DELETE;
+        (*r).method & idempotent as ngx_uint_t != 0 && (*r).request_body_no_buffering() == 0
     }
 }
 

@@ -24,6 +24,15 @@ CLUSTERS = {
     "flaky": ["down", "a"],
     "empty": [],
     "mirror": ["mirror"],
+    "kept": {"typed_extension_protocol_options": {}, "endpoints": ["a"]},
+}
+# A connection to an endpoint has one request, but in the cluster `kept`: what becomes of a request does not depend on the one before.
+FRESH = {
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": T + "extensions.upstreams.http.v3.HttpProtocolOptions",
+        "common_http_protocol_options": {"max_requests_per_connection": 1},
+        "explicit_http_config": {"http_protocol_options": {}},
+    }
 }
 ENDPOINT_PORT, FIRST_PORT = 8080, 20000
 # The outcome of a request in the words of each access log.
@@ -80,7 +89,8 @@ def cluster(addresses, name, spec):
     load = {"cluster_name": name, "endpoints": localities, **spec.pop("load_assignment", {})}
     # Cases run side by side, and Envoy makes no more than three retries of a cluster at a time unless it is told.
     many = {"thresholds": [{"max_retries": 1000}]}
-    return {"@type": CLUSTER, "name": name, "type": "STATIC", "connect_timeout": "1s", "load_assignment": load, "circuit_breakers": many, **spec}
+    common = {"connect_timeout": "1s", "circuit_breakers": many, "typed_extension_protocol_options": FRESH}
+    return {"@type": CLUSTER, "name": name, "type": "STATIC", "load_assignment": load, **common, **spec}
 
 
 def table(case, name):
