@@ -6,10 +6,12 @@ mod common;
 use amesh_dataplane::lb::{pick, Cells};
 use amesh_dataplane::path::normalize;
 use amesh_dataplane::regex::RegexCache;
-use amesh_dataplane::route::{decide, Decision};
+use amesh_dataplane::route::{decide, route as find, Decision};
 use amesh_model::address::{Address, Ip};
 use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
 use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
+use amesh_model::matcher::HeaderMatch;
+use amesh_model::route::{PathSpecifier, Route, RouteMatch};
 use common::*;
 use std::cell::Cell;
 use std::hint::black_box;
@@ -54,6 +56,65 @@ fn routes(hosts: usize) {
         let decision = decide(model, &requests[at], &mut regexes);
         assert!(matches!(black_box(decision), Decision::Forward(_)));
     });
+}
+
+/// The route of a path among those of one virtual host.
+fn found(name: &str, matches: Vec<RouteMatch>, requests: &[(&str, Request)]) {
+    let routes: Vec<Route> = matches.into_iter().map(|m| route("", m, to("c"))).collect();
+    let start = Instant::now();
+    let host = virtual_host("v", routes);
+    let model = stored(&host);
+    let built = start.elapsed();
+    println!("{name}: {} ms to build and to store the index and the routes", built.as_millis());
+    let mut regexes = RegexCache::new();
+    for (which, request) in requests {
+        time(&format!("  {which}"), || {
+            assert!(black_box(find(black_box(model), request, &mut regexes)).is_some() == (*which != "none"))
+        });
+    }
+}
+
+fn many_routes() {
+    let request = |path: &str| Request::get("v", path);
+    let ends = |last: &str| [("the last", request(last)), ("none", request("/none/of/these"))];
+    found("1 prefix", vec![prefix("/")], &[("", request("/r9999/"))]);
+    let slash = |n: usize| format!("/r{n}/");
+    let prefixes = (0..10_000).map(|n| prefix(&slash(n))).collect();
+    found(
+        "10,000 prefixes",
+        prefixes,
+        &[("the first", request("/r0/")), ("the last", request("/r9999/")), ("none", request("/none/of/these"))],
+    );
+    found("10,000 paths", (0..10_000).map(|n| path(&slash(n))).collect(), &ends("/r9999/"));
+    for few in [2, 4, 6, 8, 12, 16] {
+        let mut prefixes: Vec<RouteMatch> = (1..few).map(|n| prefix(&slash(n))).collect();
+        prefixes.push(prefix("/"));
+        found(&format!("{few} prefixes"), prefixes, &[("the first", request("/r1/")), ("the last", request("/x"))]);
+    }
+    let regexes = |count: usize, pattern: &dyn Fn(usize) -> String| -> Vec<RouteMatch> {
+        (0..count).map(|n| matching(PathSpecifier::SafeRegex(regex(&pattern(n))))).collect()
+    };
+    let item = |n: usize| format!("/api/v[0-9]+/item-{n}/.*");
+    found("1 regex", regexes(1, &item), &[("", request("/api/v2/item-0/some/more"))]);
+    found("1,000 regexes", regexes(1000, &item), &ends("/api/v2/item-999/some/more"));
+    let end = |n: usize| format!("/shop/[a-z]+/{n}");
+    found("1,000 regexes that differ at the end", regexes(1000, &end), &ends("/shop/shoes/999"));
+    let length = |n: usize| format!("/[a-z]{{{}}}/[0-9]{{{}}}/[a-f]{{{}}}", n / 100 + 1, n / 10 % 10 + 1, n % 10 + 1);
+    let last = "/abcdefghij/0123456789/abcdefabcd";
+    for count in [16, 100, 1000] {
+        let last = if count == 1000 { last } else { "/a/1/a" };
+        found(&format!("{count} regexes without a text of their own"), regexes(count, &length), &ends(last));
+    }
+    let user = |n: usize| RouteMatch {
+        headers: vec![header("end-user", HeaderMatch::String(exact(&format!("user-{n}"))))],
+        ..prefix("/")
+    };
+    let by_user = (0..10_000).map(user).collect();
+    found(
+        "10,000 headers of one prefix",
+        by_user,
+        &[("the last", request("/").with("end-user", "user-9999")), ("none", request("/"))],
+    );
 }
 
 fn picks(name: &str, endpoints: u32, lb_policy: LbPolicy, weight: impl Fn(u32) -> u32) {
@@ -105,6 +166,7 @@ fn picks(name: &str, endpoints: u32, lb_policy: LbPolicy, weight: impl Fn(u32) -
 fn main() {
     routes(1);
     routes(10_000);
+    many_routes();
     let model = stored(&hcm());
     time("normal path", || drop(black_box(normalize(black_box("/reviews/7?full=1"), model))));
     time("path with dot segments", || drop(black_box(normalize(black_box("/a/../reviews/%37?full=1"), model))));

@@ -1,7 +1,12 @@
 //! Compiled regular expressions, cached by a worker.
 
+mod sets;
+
 use amesh_model::matcher::{compile, compile_full, ArchivedRegex};
+use amesh_model::route_index::ArchivedRegexSet;
 use regex_automata::meta;
+use sets::SetCache;
+pub use sets::CACHED_SETS;
 use std::collections::HashMap;
 
 /// Compiled patterns that one worker keeps, so that memory stays bounded whatever the control plane sends.
@@ -15,6 +20,7 @@ pub struct RegexCache {
     young: Generation,
     old: Generation,
     capacity: Option<usize>,
+    sets: SetCache,
 }
 
 type Generation = HashMap<(u64, Kind), Entry>;
@@ -51,12 +57,18 @@ impl RegexCache {
 
     /// Whether nothing is compiled.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len() == 0 && self.sets.len() == 0
     }
 
     /// Whether the whole of `input` matches.
     pub fn is_match(&mut self, regex: &ArchivedRegex, input: &[u8]) -> bool {
         self.get(regex, Kind::Full).is_some_and(|r| r.is_match(input))
+    }
+
+    /// Which members of a set match the whole of `input`; `None` if that cannot be told by the set: more than
+    /// [`CACHED_SETS`] are in use, or it has too many states.
+    pub fn members(&mut self, set: &ArchivedRegexSet, input: &[u8]) -> Option<impl Iterator<Item = usize> + '_> {
+        self.sets.members(set, input)
     }
 
     /// `input` with every match replaced, as RE2's `GlobalReplace` does it: in `substitution` `\0` … `\9` are groups and

@@ -22,6 +22,7 @@ pub mod listener;
 pub mod matcher;
 pub mod retry;
 pub mod route;
+pub mod route_index;
 
 /// What a slot holds. The number is the slot's kind in shared memory and in snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

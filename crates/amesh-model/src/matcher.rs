@@ -1,12 +1,16 @@
 //! Matchers of strings, headers and query parameters (`type.matcher.v3`), and regular expressions as RE2 means them.
 
-use regex_automata::{meta, util::syntax};
+use regex_automata::nfa::thompson;
+use regex_automata::{hybrid::dfa, meta, util::syntax, MatchKind};
+use regex_syntax::hir::Hir;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Longest pattern that is compiled, in bytes; Envoy bounds the program's size instead.
 pub const MAX_PATTERN: usize = 16 * 1024;
 /// Largest compiled form of a pattern, in bytes.
 const MAX_COMPILED: usize = 4 << 20;
+/// Largest compiled form of a set of patterns, in bytes, and as much again for what a worker learns while it matches.
+const MAX_SET: usize = 1 << 20;
 
 /// Why a regular expression is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -20,6 +24,14 @@ pub enum RegexError {
         /// The pattern.
         pattern: String,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// They cannot be matched together; each alone can.
+    #[error("{patterns} regexes cannot be matched together: {reason}")]
+    Set {
+        /// How many there are.
+        patterns: usize,
+        /// Why.
         reason: String,
     },
 }
@@ -64,24 +76,62 @@ pub fn compile(pattern: &str) -> Result<meta::Regex, RegexError> {
 pub fn compile_full(pattern: &str) -> Result<meta::Regex, RegexError> {
     let alone = unquote(pattern);
     // On its own first: a pattern that closes a group which is not its own must not get through.
-    build(pattern, &alone)?;
-    build(pattern, &format!("^(?:{alone})$"))
+    parse(pattern, &alone)?;
+    build(pattern, &whole(&alone))
+}
+
+/// Compiles patterns into one automaton that tells which of them match the whole input, each as [`compile_full`] does.
+/// Its states are made while it matches, in a cache of the caller's.
+///
+/// # Errors
+/// [`RegexError::Set`] when they are too many or too large.
+pub fn compile_set<'a>(patterns: impl Iterator<Item = &'a str>) -> Result<dfa::DFA, RegexError> {
+    let trees = patterns.map(|p| parse(p, &whole(&unquote(p)))).collect::<Result<Vec<_>, _>>()?;
+    let refused = |reason: String| RegexError::Set { patterns: trees.len(), reason };
+    let config = thompson::Config::new().utf8(false).nfa_size_limit(Some(MAX_SET));
+    let nfa = thompson::Compiler::new()
+        .configure(config.which_captures(thompson::WhichCaptures::None))
+        .build_many_from_hir(&trees)
+        .map_err(|e| refused(e.to_string()))?;
+    // All: also those behind one that matches. A cache that has been emptied three times and is of no use gives up.
+    let config = dfa::Config::new()
+        .match_kind(MatchKind::All)
+        .cache_capacity(MAX_SET)
+        .minimum_cache_clear_count(Some(3))
+        .minimum_bytes_per_state(Some(10));
+    dfa::Builder::new().configure(config).build_from_nfa(nfa).map_err(|e| refused(e.to_string()))
+}
+
+fn whole(expression: &str) -> String {
+    format!("^(?:{expression})$")
 }
 
 fn build(pattern: &str, expression: &str) -> Result<meta::Regex, RegexError> {
+    let tree = parse(pattern, expression)?;
+    meta::Regex::builder()
+        .configure(meta::Config::new().utf8_empty(false).nfa_size_limit(Some(MAX_COMPILED)))
+        .build_from_hir(&tree)
+        .map_err(|e| invalid(pattern, e.to_string()))
+}
+
+/// What `expression`, made of `pattern`, means.
+fn parse(pattern: &str, expression: &str) -> Result<Hir, RegexError> {
     if pattern.len() > MAX_PATTERN {
         return Err(RegexError::TooLong(pattern.len()));
     }
     // Bytes, unless the pattern itself speaks of characters beyond ASCII.
     let unicode = !pattern.is_ascii() || pattern.contains("\\p") || pattern.contains("\\P");
-    meta::Regex::builder()
-        .syntax(syntax::Config::new().unicode(unicode).utf8(false))
-        .configure(meta::Config::new().utf8_empty(false).nfa_size_limit(Some(MAX_COMPILED)))
-        .build(expression)
-        .map_err(|e| RegexError::Invalid {
-            pattern: pattern.chars().take(200).collect(),
-            reason: e.syntax_error().map_or_else(|| e.to_string(), |s| s.to_string().replace('\n', " ")),
-        })
+    let config = syntax::Config::new().unicode(unicode).utf8(false);
+    syntax::parse_with(expression, &config).map_err(|e| invalid(pattern, e.to_string().replace('\n', " ")))
+}
+
+fn invalid(pattern: &str, reason: String) -> RegexError {
+    RegexError::Invalid { pattern: pattern.chars().take(200).collect(), reason }
+}
+
+/// What `pattern` means, as [`compile`] understands it.
+pub(crate) fn syntax_tree(pattern: &str) -> Result<Hir, RegexError> {
+    parse(pattern, &unquote(pattern))
 }
 
 /// `\Q…\E` of RE2 in the syntax of the regex crates.

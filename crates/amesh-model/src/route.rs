@@ -4,6 +4,7 @@ use crate::filter::{Cors, Fault};
 use crate::header::HeaderEdits;
 use crate::matcher::{Fraction, HeaderMatcher, QueryParameterMatcher, Regex};
 use crate::retry::RetryPolicy;
+use crate::route_index::RouteIndex;
 use rkyv::{Archive, Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -48,6 +49,8 @@ pub struct VirtualHost {
     pub name: String,
     /// First match wins.
     pub routes: Vec<Route>,
+    /// Which of `routes` can take a request; none where they are few.
+    pub index: Option<Box<RouteIndex>>,
     /// Plaintext requests are redirected to `https` (`require_tls`).
     pub require_tls: RequireTls,
     /// `x-envoy-attempt-count` goes upstream.

@@ -124,6 +124,8 @@ fn the_routes_of_web_come_in_order() {
         "by-user.user by-user.cookie exact rewrite-prefix rewrite-prefix rewrite-regex query query moved to-https canned \
          slow broken some-broken mirrored cors headers retried no-retry from-labels canary"
     );
+    assert!(host.index.as_ref().is_some_and(|index| !index.paths.nodes.is_empty()));
+    assert!(t.virtual_hosts.iter().all(|h| h.index.is_some() == (h.routes.len() > 15)), "few routes are walked");
     let m = &host.routes[0].matches.headers[0];
     let HeaderMatch::String(s) = &m.value else { panic!("{m:?}") };
     assert_eq!((m.name.as_str(), &s.pattern), ("end-user", &StringPattern::Exact("jason".into())));

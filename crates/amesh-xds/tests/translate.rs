@@ -507,3 +507,24 @@ fn the_first_transport_socket_that_matches_decides() {
     assert!(ends(&format!("transport_socket: {TLS},"), "").is_some(), "the cluster's own socket");
     assert!(ends(&format!("transport_socket: {TLS}, {}", with(&istio, "match: {}", "match: {a: b}")), "").is_some());
 }
+
+#[test]
+fn expressions_that_cannot_be_matched_together_are_noted() {
+    let routes = |patterns: &[String]| {
+        let route =
+            |p: &String| format!(r#"{{match: {{safe_regex: {{regex: "{p}"}}}}, direct_response: {{status: 204}}}}"#);
+        let routes = patterns.iter().map(route).collect::<Vec<_>>().join(", ");
+        format!(r#"{{name: t, virtual_hosts: [{{name: v, domains: ["*"], routes: [{routes}]}}]}}"#)
+    };
+    let noted = |patterns: &[String]| {
+        let mut n = Notes::new();
+        let table = table(&routes(patterns), &mut n).unwrap();
+        assert!(table.virtual_hosts[0].index.as_ref().is_some_and(|index| !index.sets.is_empty()));
+        let notes: Vec<_> = n.iter().map(|(note, _)| note.field.clone()).collect();
+        notes
+    };
+    let mut patterns: Vec<String> = (1..=20).map(|n| format!("/[a-z]{{{n}}}")).collect();
+    assert!(noted(&patterns).is_empty());
+    patterns.push("/[a-z]{40000}".into());
+    assert_eq!(noted(&patterns), ["virtual_hosts[].routes[].match.safe_regex"]);
+}

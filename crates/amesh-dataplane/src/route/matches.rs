@@ -1,5 +1,6 @@
 //! Whether a route takes a request (`RouteEntryImplBase::matchRoute`, `HeaderUtility::matchHeaders`).
 
+use super::candidates::candidates;
 use super::{pseudo, RequestHead};
 use crate::path::split_query;
 use crate::regex::RegexCache;
@@ -51,7 +52,15 @@ pub fn route<'a>(
     regexes: &mut RegexCache,
 ) -> Option<(usize, &'a ArchivedRoute)> {
     let (path, query) = split_query(head.path());
-    virtual_host.routes.iter().enumerate().find(|(_, route)| takes(&route.matches, path, query, head, regexes))
+    let candidates = virtual_host.index.as_ref().map(|index| candidates(index, path, head, regexes));
+    let numbered = |number: usize| {
+        let route = virtual_host.routes.get(number)?;
+        takes(&route.matches, path, query, head, regexes).then_some((number, route))
+    };
+    match candidates {
+        None => (0..virtual_host.routes.len()).find_map(numbered),
+        Some(mut candidates) => candidates.find_map(numbered),
+    }
 }
 
 fn takes(
@@ -135,6 +144,17 @@ fn header_matches(wanted: &ArchivedHeaderMatcher, head: &impl RequestHead, regex
         None => head.header_values(name).any(is_match),
     };
     found != wanted.invert_match
+}
+
+/// The values of a header that a matcher is held against, if the header is there.
+pub(super) fn each_value(head: &impl RequestHead, name: &str, mut see: impl FnMut(&[u8])) {
+    if let Some(line) = pseudo(head, name).filter(|line| !line.is_empty()) {
+        see(line.as_bytes());
+    } else if JOINED.binary_search(&name).is_ok() {
+        see(&joined(head, name));
+    } else {
+        head.header_values(name).for_each(see);
+    }
 }
 
 fn joined<'a>(head: &'a impl RequestHead, name: &'a str) -> Cow<'a, [u8]> {

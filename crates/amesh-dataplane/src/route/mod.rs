@@ -1,5 +1,6 @@
 //! Which route takes a request, and what it does with it.
 
+mod candidates;
 mod decide;
 mod matches;
 mod rewrite;

@@ -12,6 +12,7 @@ use amesh_model::route::{
     ClusterSpecifier, Domains, ForwardAction, HostRewrite, PathRewrite, PathSpecifier, RequireTls, Route, RouteAction,
     RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
+use amesh_model::route_index::RouteIndex;
 use rkyv::api::high::{HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Error;
@@ -148,6 +149,7 @@ pub fn route(name: &str, matches: RouteMatch, action: RouteAction) -> Route {
 pub fn virtual_host(name: &str, routes: Vec<Route>) -> VirtualHost {
     VirtualHost {
         name: name.into(),
+        index: RouteIndex::new(&routes).map(Box::new),
         routes,
         require_tls: RequireTls::None,
         include_request_attempt_count: false,

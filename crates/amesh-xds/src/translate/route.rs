@@ -8,6 +8,7 @@ use amesh_model::retry::RetryPolicy;
 use amesh_model::route::{
     Domains, MirrorPolicy, PathSpecifier, RequireTls, Route, RouteAction, RouteMatch, RouteTable, VirtualHost,
 };
+use amesh_model::route_index::RouteIndex;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use std::collections::{BTreeSet, HashSet};
 
@@ -192,9 +193,16 @@ fn virtual_host(host: &pb::VirtualHost, table: &Inherited<'_>, notes: &mut Notes
     };
     let retry = retry_policy.as_ref().map(|p| notes.within("retry_policy", |n| retry::policy(p, n))).transpose()?;
     let inherited = Inherited { max_body: table.max_body, retry, filters: &filters, mirrors: &mirrors };
+    let routes = notes.list("routes", routes, |r, n| route(r, &inherited, n))?;
+    let index = RouteIndex::new(&routes).map(Box::new);
+    if index.as_ref().is_some_and(|index| index.in_turn > 0) {
+        let why = "too many or too large to be matched together: they are tried one after the other";
+        notes.ignored("routes[].match.safe_regex", why);
+    }
     Ok(VirtualHost {
         name: name.clone(),
-        routes: notes.list("routes", routes, |r, n| route(r, &inherited, n))?,
+        index,
+        routes,
         require_tls: match enumeration::<T>(*require_tls, "require_tls", notes)? {
             T::None => RequireTls::None,
             T::ExternalOnly => RequireTls::ExternalOnly,
