@@ -1,7 +1,8 @@
--- What wrk asks for: load.lua one | hosts N | last N
+-- What wrk asks for: load.lua one | hosts N | last N | regex N
 --   one      GET / of v0.mesh.test
 --   hosts N  GET / of v0.mesh.test ... v(N-1).mesh.test, spread
 --   last N   GET /rN-1/ of v0.mesh.test
+--   regex N  GET /api/v2/item-N-1/some/more of v0.mesh.test
 -- Prints "requests R errors E" at the end; E counts everything but 200.
 
 local requests = {}
@@ -14,6 +15,8 @@ function init(args)
       end
    elseif work == "last" then
       requests[1] = wrk.format("GET", "/r" .. (n - 1) .. "/", { Host = "v0.mesh.test" })
+   elseif work == "regex" then
+      requests[1] = wrk.format("GET", "/api/v2/item-" .. (n - 1) .. "/some/more", { Host = "v0.mesh.test" })
    else
       requests[1] = wrk.format("GET", "/", { Host = "v0.mesh.test" })
    end

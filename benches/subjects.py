@@ -64,17 +64,31 @@ def upstream():
     return process.wait()
 
 
-def static(subject, behind, hosts, routes):
-    """A subject that needs no control plane, with so many virtual hosts of so many routes each."""
+def prefix(text):
+    """A route match as Envoy writes it."""
+    return {"prefix": text}
+
+
+def regex(pattern):
+    """A route match as Envoy writes it: the whole path matches."""
+    return {"safe_regex": {"regex": pattern}}
+
+
+def static(subject, behind, hosts, matches):
+    """A subject that needs no control plane, with so many virtual hosts that have a route for each of these matches, and
+    one for everything else."""
     start = {"nginx": static_nginx, "amesh": static_amesh, "envoy": static_envoy}[subject]
-    return start(behind, hosts, routes).wait()
+    return start(behind, hosts, matches).wait()
 
 
-def static_nginx(behind, hosts, routes):
+def location(match):
+    """A match of Envoy's as nginx writes it."""
+    return f"^~ {match['prefix']}" if "prefix" in match else f"~ ^{match['safe_regex']['regex']}$"
+
+
+def static_nginx(behind, hosts, matches):
     (port,) = free_ports(1)
-    locations = [f"location ^~ /r{i}/ {{ proxy_pass http://up; }}" for i in range(routes - 1)]
-    if routes > 1:
-        locations.append(f"location ^~ /r{routes - 1}/ {{ proxy_pass http://up; }}")
+    locations = [f"location {location(match)} {{ proxy_pass http://up; }}" for match in matches]
     locations.append("location / { proxy_pass http://up; }")
     body = "\n".join(locations)
     servers = [f"server {{ listen 127.0.0.1:{port}; server_name v{i}.mesh.test; {body} }}" for i in range(hosts)]
@@ -113,11 +127,9 @@ def cluster(name, port):
     }
 
 
-def table(hosts, routes):
-    """A route table; the last route that counts is /rN-1/."""
-    last = [{"match": {"prefix": "/"}, "route": {"cluster": "up"}}]
-    prefixes = [f"/r{i}/" for i in range(routes)] if routes > 1 else []
-    each = [{"match": {"prefix": prefix}, "route": {"cluster": "up"}} for prefix in prefixes] + last
+def table(hosts, matches):
+    """A route table; the last route of each virtual host takes everything."""
+    each = [{"match": match, "route": {"cluster": "up"}} for match in [*matches, prefix("/")]]
     return {
         "name": "mesh",
         "virtual_hosts": [{"name": f"v{i}", "domains": [f"v{i}.mesh.test"], "routes": each} for i in range(hosts)],
@@ -128,14 +140,14 @@ def typed(kind, message):
     return {"@type": PROTO + kind, **message}
 
 
-def static_amesh(behind, hosts, routes):
+def static_amesh(behind, hosts, matches):
     (port,) = free_ports(1)
     directory = Directory()
     resources = directory.path / "xds"
     resources.mkdir()
     for name, message in (
         ("listener", typed("config.listener.v3.Listener", listener(port, "mesh"))),
-        ("routes", typed("config.route.v3.RouteConfiguration", table(hosts, routes))),
+        ("routes", typed("config.route.v3.RouteConfiguration", table(hosts, matches))),
         ("cluster", typed("config.cluster.v3.Cluster", cluster("up", behind.port))),
     ):
         (resources / f"{name}.json").write_text(json.dumps(message))
@@ -163,9 +175,9 @@ def envoy(directory, port, config):
     return Process("envoy", command, directory, port)
 
 
-def static_envoy(behind, hosts, routes):
+def static_envoy(behind, hosts, matches):
     (port,) = free_ports(1)
-    listeners = [listener(port, table(hosts, routes))]
+    listeners = [listener(port, table(hosts, matches))]
     resources = {"listeners": listeners, "clusters": [cluster("up", behind.port)]}
     return envoy(Directory(), port, {"static_resources": resources})
 
