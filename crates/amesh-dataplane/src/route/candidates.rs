@@ -60,9 +60,7 @@ pub(super) fn candidates<'a>(
     let mut see = |list: &'a [u32_le]| lists.extend(List::of(list));
     index.paths.walk(path, false, &mut see);
     index.any_case.walk(path, true, &mut see);
-    if !index.within.is_empty() {
-        (0..path.len()).for_each(|from| index.within.walk(&path[from..], false, &mut see));
-    }
+    index.within.walk_within(path, &mut see);
     for header in index.headers.iter() {
         each_value(head, &header.name, |value| header.values.walk(value, false, &mut see));
     }

@@ -1,10 +1,11 @@
 //! Building the index.
 
-use super::condition::{is_all, of_header, of_path, Condition, Key, Place};
+use super::condition::{is_all, of_header, of_path, Condition, Key, Text};
 use super::sets::{sets, RegexSet};
 use super::trie::{Entry, Trie};
 use super::{HeaderIndex, RouteIndex, MIN_ROUTES};
 use crate::route::{PathSpecifier, Route, RouteMatch};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Headers that routes are filed under, at the most: each request is asked for each of them.
@@ -28,73 +29,95 @@ impl RouteIndex {
     }
 
     fn of_matches(routes: &[&RouteMatch]) -> RouteIndex {
-        let by_path: Vec<Vec<Condition<'_>>> = routes.iter().map(|route| of_path(route)).collect();
-        let mut shared = HashMap::new();
-        for key in by_path.iter().flatten().flatten() {
-            *shared.entry(key.clone()).or_insert(0) += 1;
-        }
-        let by_path: Vec<Condition<'_>> = by_path.into_iter().map(|all| rarest(all, &shared)).collect();
-        let by_header = by_header(routes, &by_path, &shared);
-        let crowd = (0..)
-            .zip(routes)
-            .zip(&by_path)
-            .filter(|((number, _), path)| sharing(path, &shared) > MANY && !by_header.contains_key(number));
-        let (sets, together, in_turn) = together(crowd.map(|((number, route), _)| (number, *route)));
+        let mut places = by_path(routes);
+        by_header(&mut places);
+        let crowd = places.iter().filter(|place| place.sharing > MANY && !place.by_header);
+        let (sets, together, in_turn) = together(crowd.map(|place| (place.number, place.route)));
         let mut files = Files::default();
-        for ((number, route), condition) in (0..).zip(routes).zip(by_path) {
-            match by_header.get(&number) {
-                Some(key) => files.file(number, route, key.clone()),
-                None if together.contains(&number) => {}
-                None => condition.into_iter().for_each(|key| files.file(number, route, key)),
-            }
+        for place in places.into_iter().filter(|place| !together.contains(&place.number)) {
+            place.keys.into_iter().for_each(|key| files.file(place.number, place.route, key));
         }
         RouteIndex { sets, in_turn, ..files.index() }
     }
 }
 
-type Shared<'a> = HashMap<Key<'a>, usize>;
-
-/// How many routes share the most common key of a condition; what is few is all the same.
-fn sharing(condition: &Condition<'_>, shared: &Shared<'_>) -> usize {
-    condition.iter().filter_map(|key| shared.get(key)).copied().max().unwrap_or_default().max(FEW)
+/// Where a route is to be filed.
+struct Place<'a> {
+    number: u32,
+    route: &'a RouteMatch,
+    keys: Condition<'a>,
+    /// How many routes share the most common of its keys; what is few is all the same.
+    sharing: usize,
+    /// The keys are no longer of the path.
+    by_header: bool,
 }
 
-fn rarest<'a>(conditions: Vec<Condition<'a>>, shared: &Shared<'_>) -> Condition<'a> {
-    conditions.into_iter().min_by_key(|condition| sharing(condition, shared)).unwrap_or_default()
+/// Each route under the rarest of the conditions on its path.
+fn by_path<'a>(routes: &[&'a RouteMatch]) -> Vec<Place<'a>> {
+    let conditions: Vec<Vec<Condition<'a>>> = routes.iter().map(|route| of_path(route)).collect();
+    let shared = count(conditions.iter().flatten().flatten());
+    let sharing = |condition: &Condition<'a>| {
+        condition.iter().filter_map(|key| shared.get(key)).copied().max().unwrap_or_default().max(FEW)
+    };
+    // The first of equals: it is looked up fastest.
+    let rarest = |all: &Vec<Condition<'a>>| all.iter().map(sharing).enumerate().min_by_key(|(_, sharing)| *sharing);
+    let rarest: Vec<(usize, usize)> = conditions.iter().map(|all| rarest(all).unwrap_or_default()).collect();
+    let chosen = conditions.into_iter().zip(rarest).map(|(all, (at, sharing))| (all.into_iter().nth(at), sharing));
+    let numbered = (0..).zip(routes);
+    numbered
+        .zip(chosen)
+        .map(|((number, route), (keys, sharing))| Place {
+            number,
+            route,
+            keys: keys.unwrap_or_default(),
+            sharing,
+            by_header: false,
+        })
+        .collect()
 }
 
-/// Routes whose path says less than the value of a header that they want: the key to file them under.
-fn by_header<'a>(routes: &[&'a RouteMatch], by_path: &[Condition<'a>], shared: &Shared<'_>) -> HashMap<u32, Key<'a>> {
-    let mut keys: Vec<(u32, Key<'a>)> = Vec::new();
-    for ((number, route), path) in (0..).zip(routes).zip(by_path) {
-        if sharing(path, shared) > FEW {
-            keys.extend(route.headers.iter().filter_map(of_header).map(|key| (number, key)));
-        }
-    }
-    let mut shared_values = HashMap::new();
-    for (_, key) in &keys {
-        *shared_values.entry(key.clone()).or_insert(0) += 1;
-    }
-    let mut best: HashMap<u32, Key<'a>> = HashMap::new();
-    for (number, key) in keys {
-        let sharing = |key: &Key<'_>| shared_values.get(key).copied().unwrap_or_default();
-        let path = by_path.get(number as usize).map_or(0, |path| self::sharing(path, shared));
-        let rarer = best.get(&number).map_or(path, sharing);
-        if sharing(&key) < rarer {
-            best.insert(number, key);
+/// Moves routes whose path says less than the value of a header that they want.
+fn by_header(places: &mut [Place<'_>]) {
+    let wanted: Vec<(usize, Key<'_>)> = (0..)
+        .zip(places.iter())
+        .filter(|(_, place)| place.sharing > FEW)
+        .flat_map(|(at, place)| place.route.headers.iter().filter_map(of_header).map(move |key| (at, key)))
+        .collect();
+    let shared = count(wanted.iter().map(|(_, key)| key));
+    let sharing = |key: &Key<'_>| shared.get(key).copied().unwrap_or_default();
+    // Of each route the rarest value, if it is rarer than the path.
+    let mut rarest: BTreeMap<usize, &Key<'_>> = BTreeMap::new();
+    for (at, key) in &wanted {
+        let now = rarest.get(at).map(|key| sharing(key)).or_else(|| places.get(*at).map(|place| place.sharing));
+        if now.is_some_and(|now| sharing(key) < now) {
+            rarest.insert(*at, key);
         }
     }
     let mut names: BTreeMap<&str, usize> = BTreeMap::new();
-    for key in best.values() {
-        if let Place::Header(name) = key.place {
+    for key in rarest.values() {
+        if let Text::Header(name) = key.of {
             *names.entry(name).or_default() += 1;
         }
     }
     let mut names: Vec<(&str, usize)> = names.into_iter().filter(|(_, routes)| *routes >= MIN_BY_HEADER).collect();
-    names.sort_by_key(|(_, routes)| std::cmp::Reverse(*routes));
+    names.sort_by_key(|(_, routes)| Reverse(*routes));
     names.truncate(MAX_HEADERS);
-    best.retain(|_, key| matches!(key.place, Place::Header(name) if names.iter().any(|(n, _)| *n == name)));
-    best
+    let asked = |key: &Key<'_>| matches!(key.of, Text::Header(name) if names.iter().any(|(n, _)| *n == name));
+    let moved: Vec<(usize, Key<'_>)> =
+        rarest.into_iter().filter(|(_, key)| asked(key)).map(|(at, key)| (at, key.clone())).collect();
+    for (at, key) in moved {
+        if let Some(place) = places.get_mut(at) {
+            *place = Place { keys: vec![key], by_header: true, ..*place };
+        }
+    }
+}
+
+fn count<'k, 'a: 'k>(keys: impl Iterator<Item = &'k Key<'a>>) -> HashMap<&'k Key<'a>, usize> {
+    let mut shared = HashMap::new();
+    for key in keys {
+        *shared.entry(key).or_insert(0) += 1;
+    }
+    shared
 }
 
 /// Sets of the expressions of these routes; the routes that are in them; how many expressions are in none and should be.
@@ -128,13 +151,13 @@ type File = BTreeMap<Vec<u8>, Entry>;
 impl<'a> Files<'a> {
     /// Routes must come in their order.
     fn file(&mut self, number: u32, route: &RouteMatch, key: Key<'a>) {
-        let (file, begins) = match key.place {
-            Place::Start { any_case: false } => (&mut self.paths, true),
-            Place::Start { any_case: true } => (&mut self.any_case, true),
-            Place::Path { any_case: false } => (&mut self.paths, false),
-            Place::Path { any_case: true } => (&mut self.any_case, false),
-            Place::Within => (&mut self.within, true),
-            Place::Header(name) => (self.headers.entry(name).or_default(), false),
+        let (file, begins) = match key.of {
+            Text::Start { any_case: false } => (&mut self.paths, true),
+            Text::Start { any_case: true } => (&mut self.any_case, true),
+            Text::Path { any_case: false } => (&mut self.paths, false),
+            Text::Path { any_case: true } => (&mut self.any_case, false),
+            Text::Within => (&mut self.within, true),
+            Text::Header(name) => (self.headers.entry(name).or_default(), false),
         };
         let entry = file.entry(key.text.into_owned()).or_default();
         let (list, full) = match begins {
@@ -147,8 +170,8 @@ impl<'a> Files<'a> {
         }
         list.push(number);
         let alone = matches!(
-            (&route.path, key.place),
-            (PathSpecifier::Prefix(_), Place::Start { .. }) | (PathSpecifier::Path(_), Place::Path { .. })
+            (&route.path, key.of),
+            (PathSpecifier::Prefix(_), Text::Start { .. }) | (PathSpecifier::Path(_), Text::Path { .. })
         );
         *full = alone && is_all(route);
     }

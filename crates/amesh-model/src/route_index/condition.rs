@@ -8,13 +8,13 @@ use std::borrow::Cow;
 /// One thing that can be looked up.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key<'a> {
-    pub place: Place<'a>,
+    pub of: Text<'a>,
     pub text: Cow<'a, [u8]>,
 }
 
 /// What [`Key::text`] is held against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Place<'a> {
+pub(super) enum Text<'a> {
     /// The path begins so; case counts, or does not.
     Start { any_case: bool },
     /// The path is so.
@@ -31,20 +31,20 @@ pub(super) type Condition<'a> = Vec<Key<'a>>;
 /// The conditions on the path, of which each must hold; the first is the one that is looked up fastest. Never empty.
 pub(super) fn of_path(wanted: &RouteMatch) -> Vec<Condition<'_>> {
     let any_case = !wanted.case_sensitive;
-    let key = |place, text: &'_ str| {
+    let key = |of, text: &'_ str| {
         let text = if any_case { text.to_ascii_lowercase().into_bytes() } else { text.as_bytes().to_vec() };
-        vec![vec![Key { place, text: text.into() }]]
+        vec![vec![Key { of, text: text.into() }]]
     };
     match &wanted.path {
-        PathSpecifier::Prefix(text) | PathSpecifier::PathSeparatedPrefix(text) => key(Place::Start { any_case }, text),
-        PathSpecifier::Path(text) => key(Place::Path { any_case }, text),
+        PathSpecifier::Prefix(text) | PathSpecifier::PathSeparatedPrefix(text) => key(Text::Start { any_case }, text),
+        PathSpecifier::Path(text) => key(Text::Path { any_case }, text),
         PathSpecifier::SafeRegex(regex) => {
             let needed = literal::needed(&regex.pattern);
-            let keys = |place, texts: Vec<Vec<u8>>| texts.into_iter().map(|t| Key { place, text: t.into() }).collect();
+            let keys = |of, texts: Vec<Vec<u8>>| texts.into_iter().map(|t| Key { of, text: t.into() }).collect();
             // The empty text if nothing is known: every path begins so.
             let start = needed.start.unwrap_or_else(|| vec![Vec::new()]);
-            let within = needed.within.into_iter().map(|texts| keys(Place::Within, texts));
-            std::iter::once(keys(Place::Start { any_case: false }, start)).chain(within).collect()
+            let within = needed.within.into_iter().map(|texts| keys(Text::Within, texts));
+            std::iter::once(keys(Text::Start { any_case: false }, start)).chain(within).collect()
         }
     }
 }
@@ -57,7 +57,7 @@ pub(super) fn of_header(wanted: &HeaderMatcher) -> Option<Key<'_>> {
     };
     // The empty value may be that of a header that is not there.
     let alone = !wanted.invert_match && !text.is_empty();
-    alone.then(|| Key { place: Place::Header(&wanted.name), text: text.as_bytes().into() })
+    alone.then(|| Key { of: Text::Header(&wanted.name), text: text.as_bytes().into() })
 }
 
 /// Whether the route takes every request whose path fits.

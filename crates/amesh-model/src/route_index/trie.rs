@@ -106,9 +106,21 @@ impl Trie {
 }
 
 impl ArchivedTrie {
-    /// Whether there is anything in it.
-    pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
+    /// As [`ArchivedTrie::walk`], from each position of the text; the empty key is not looked for.
+    pub fn walk_within<'a>(&'a self, text: &[u8], mut see: impl FnMut(&'a [u32_le])) {
+        let Some(root) = self.nodes.first() else { return };
+        let firsts = match part(&self.labels, &root.label) {
+            [first, ..] => std::slice::from_ref(first),
+            [] => part(&self.firsts, &root.children),
+        };
+        // At most positions no key begins.
+        let mut begins = [false; 256];
+        for first in firsts {
+            begins[usize::from(*first)] = true;
+        }
+        for (at, _) in text.iter().enumerate().filter(|(_, byte)| begins[usize::from(**byte)]) {
+            self.walk(text.get(at..).unwrap_or_default(), false, &mut see);
+        }
     }
 
     /// Shows every list of routes, none empty, whose key `text` begins with ([`Node::begins`]) or is
@@ -195,6 +207,22 @@ mod tests {
             let mut wanted: Vec<u32> = begins.chain(whole).collect();
             wanted.sort_unstable();
             proptest::prop_assert_eq!(seen(&stored(&keys), &text, any_case), wanted);
+        }
+
+        #[test]
+        fn a_walk_within_finds_every_key_that_is_in_the_text(
+            keys in btree_set(vec(proptest::sample::select(b"/ab\xff\0".to_vec()), 1..4), 0..20),
+            text in vec(proptest::sample::select(b"/ab\xff\0".to_vec()), 0..8),
+        ) {
+            let keys: Vec<_> = keys.into_iter().collect();
+            let within = (0..).zip(&keys).filter(|(_, k)| text.windows(k.len()).any(|w| w == &k[..])).map(|(n, _)| 2 * n);
+            let bytes = stored(&keys);
+            let mut found = Vec::new();
+            let trie = rkyv::access::<ArchivedTrie, Error>(&bytes).unwrap();
+            trie.walk_within(&text, |list| found.extend(list.iter().map(|n| n.to_native()).filter(|n| n % 2 == 0)));
+            found.sort_unstable();
+            found.dedup();
+            proptest::prop_assert_eq!(found, within.collect::<Vec<u32>>());
         }
     }
 }
