@@ -10,7 +10,7 @@ use amesh_dataplane::route::{decide, route as find, Decision};
 use amesh_model::address::{Address, Ip};
 use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
 use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
-use amesh_model::matcher::HeaderMatch;
+use amesh_model::matcher::{HeaderMatch, QueryMatch, QueryParameterMatcher};
 use amesh_model::route::{PathSpecifier, Route, RouteMatch};
 use amesh_model::route_index::RouteIndex;
 use common::*;
@@ -127,6 +127,11 @@ fn many_routes() {
         by_user,
         &[("the last", request("/").with("end-user", "user-9999")), ("none", request("/"))],
     );
+    let page =
+        |n: usize| QueryParameterMatcher { name: "page".into(), value: QueryMatch::String(exact(&n.to_string())) };
+    let by_page = (0..10_000).map(|n| RouteMatch { query_parameters: vec![page(n)], ..prefix("/") }).collect();
+    let last = ("the last", request("/?page=9999"));
+    found("10,000 query parameters of one prefix", by_page, &[last, ("none", request("/"))]);
 }
 
 fn picks(name: &str, endpoints: u32, lb_policy: LbPolicy, weight: impl Fn(u32) -> u32) {

@@ -130,13 +130,20 @@ fn expressions_that_fit_in_no_set_are_tried_in_turn() {
 }
 
 #[test]
-fn of_routes_of_one_path_the_first_whose_header_fits_takes_it() {
+fn of_routes_of_one_path_the_first_whose_value_fits_takes_it() {
     let user = |n: usize| {
         let mut m = prefix("/");
         m.headers = vec![header("end-user", HeaderMatch::String(exact(&format!("user-{n}"))))];
         route("", m, to("c"))
     };
     let mut routes: Vec<Route> = (0..100).map(user).collect();
+    let page = |n: usize| {
+        let mut m = prefix("/");
+        m.query_parameters =
+            vec![QueryParameterMatcher { name: "page".into(), value: QueryMatch::String(exact(&n.to_string())) }];
+        route("", m, to("c"))
+    };
+    routes.extend((0..100).map(page));
     let mut grpc = prefix("/");
     grpc.grpc = true;
     routes.insert(50, route("", grpc, to("c")));
@@ -150,9 +157,14 @@ fn of_routes_of_one_path_the_first_whose_header_fits_takes_it() {
         request().with("end-user", "user-70").with("end-user", "user-60"),
         request(),
         request().with("end-user", "user-100"),
+        Request::get("h", "/x?a=b&page=7&page=8"),
+        Request::get("h", "/x?page=100"),
     ];
     let answers = both(routes, &requests);
-    assert_eq!(answers.iter().map(|(_, indexed)| indexed.unwrap()).collect::<Vec<_>>(), [100, 50, 9, 61, 101, 101]);
+    assert_eq!(
+        answers.iter().map(|(_, indexed)| indexed.unwrap()).collect::<Vec<_>>(),
+        [100, 50, 9, 61, 201, 201, 108, 201]
+    );
     assert!(answers.iter().all(|(walked, indexed)| walked == indexed), "{answers:?}");
 }
 
@@ -198,7 +210,7 @@ fn specifier() -> impl Strategy<Value = PathSpecifier> {
 }
 
 const NAMES: [&str; 5] = ["x-user", "accept", ":method", "host", ":path"];
-const VALUES: [&str; 8] = ["", "a", "b", "c", "a,b", "b,a", "GET", "h"];
+const VALUES: [&str; 8] = ["", "a", "A", "b", "a,b", "b,a", "GET", "h"];
 
 fn header_matcher() -> impl Strategy<Value = HeaderMatcher> {
     let value = (proptest::sample::select(&VALUES[..]), 0..5, any::<bool>()).prop_map(|(text, kind, ignore_case)| {
@@ -221,11 +233,25 @@ fn header_matcher() -> impl Strategy<Value = HeaderMatcher> {
 fn exact_header() -> impl Strategy<Value = HeaderMatcher> {
     let odd = || proptest::bool::weighted(0.1);
     let (name, value) = (proptest::sample::select(&NAMES[..2]), proptest::sample::select(&VALUES[..]));
-    (name, value, odd(), odd(), odd()).prop_map(|(name, text, ignore_case, invert_match, missing)| HeaderMatcher {
+    (name, string_matcher(value), odd(), odd()).prop_map(|(name, value, invert_match, missing)| HeaderMatcher {
         name: name.into(),
-        value: HeaderMatch::String(StringMatcher { pattern: StringPattern::Exact(text.into()), ignore_case }),
+        value: HeaderMatch::String(value),
         invert_match,
         treat_missing_header_as_empty: missing,
+    })
+}
+
+fn exact_query() -> impl Strategy<Value = QueryParameterMatcher> {
+    let value = string_matcher(proptest::sample::select(&["1", "12", "2", "A", "a", ""][..]));
+    (proptest::sample::select(&["q", "p"][..]), value)
+        .prop_map(|(name, value)| QueryParameterMatcher { name: name.into(), value: QueryMatch::String(value) })
+}
+
+fn string_matcher(text: impl Strategy<Value = &'static str>) -> impl Strategy<Value = StringMatcher> {
+    (text, proptest::bool::weighted(0.2), proptest::bool::weighted(0.2)).prop_map(|(text, ignore_case, prefix)| {
+        let text = if ignore_case { text.to_ascii_lowercase() } else { text.to_owned() };
+        let pattern = if prefix { StringPattern::Prefix(text) } else { StringPattern::Exact(text) };
+        StringMatcher { pattern, ignore_case }
     })
 }
 
@@ -260,7 +286,7 @@ fn one_route() -> impl Strategy<Value = Route> {
 
 fn request() -> impl Strategy<Value = Request> {
     let headers = vec((proptest::sample::select(&NAMES[..2]), proptest::sample::select(&VALUES[..])), 0..3);
-    let query = proptest::sample::select(&["", "?", "?q", "?q=1", "?q=2&q=1"][..]);
+    let query = proptest::sample::select(&["", "?", "?q", "?q=1", "?q=2&q=1", "?p=12&q=A", "?p=a"][..]);
     (text(6), query, headers, any::<bool>(), any::<bool>(), any::<u8>()).prop_map(
         |(path, query, headers, upper, grpc, random)| {
             let path = if upper { path.to_ascii_uppercase() } else { path };
@@ -285,24 +311,26 @@ fn same(routes: Vec<Route>, requests: Vec<Request>) -> Result<(), TestCaseError>
 }
 
 proptest! {
-    // 600 tables with 20 requests each.
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    // 400 tables with 25 requests each.
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn the_index_answers_as_the_walk(routes in vec(one_route(), 0..60), requests in vec(request(), 20)) {
+    fn the_index_answers_as_the_walk(routes in vec(one_route(), 0..60), requests in vec(request(), 25)) {
         same(routes, requests)?;
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn the_index_answers_as_the_walk_where_paths_are_the_same_and_headers_differ(
-        headers in vec(vec(exact_header(), 1..4), 60..100),
+    fn the_index_answers_as_the_walk_where_paths_are_the_same_and_values_differ(
+        values in vec((vec(exact_header(), 0..4), vec(exact_query(), 0..2)), 60..100),
         others in vec(one_route(), 0..4),
         requests in vec(request(), 10),
     ) {
-        let mut routes: Vec<Route> = headers
-            .into_iter()
-            .map(|headers| route("", RouteMatch { headers, ..prefix("/") }, to("c")))
-            .collect();
+        let with = |(headers, query_parameters)| RouteMatch { headers, query_parameters, ..prefix("/") };
+        let mut routes: Vec<Route> = values.into_iter().map(|values| route("", with(values), to("c"))).collect();
         for (at, other) in others.into_iter().enumerate() {
             routes.insert(at * 7, other);
         }
@@ -312,7 +340,7 @@ proptest! {
 
 proptest! {
     // To compile a set takes its time without optimisation.
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
     fn the_index_answers_as_the_walk_where_expressions_are_matched_together(

@@ -1,9 +1,9 @@
 //! Which routes of a virtual host can take a request, by its index.
 
-use super::matches::each_value;
+use super::matches::{each_value, query_value};
 use super::RequestHead;
 use crate::regex::RegexCache;
-use amesh_model::route_index::ArchivedRouteIndex;
+use amesh_model::route_index::{ArchivedRouteIndex, ArchivedValueOf};
 use rkyv::rend::u32_le;
 use std::cmp::Ordering;
 use std::collections::binary_heap::PeekMut;
@@ -48,10 +48,10 @@ impl PartialEq for List<'_> {
 
 impl Eq for List<'_> {}
 
-/// The routes that can take a request; `path` is without its query.
+/// The routes that can take a request with this path and query.
 pub(super) fn candidates<'a>(
     index: &'a ArchivedRouteIndex,
-    path: &str,
+    (path, query): (&str, &str),
     head: &impl RequestHead,
     regexes: &mut RegexCache,
 ) -> Candidates<'a> {
@@ -61,8 +61,12 @@ pub(super) fn candidates<'a>(
     index.paths.walk(path, false, &mut see);
     index.any_case.walk(path, true, &mut see);
     index.within.walk_within(path, &mut see);
-    for header in index.headers.iter() {
-        each_value(head, &header.name, |value| header.values.walk(value, false, &mut see));
+    for index in index.values.iter() {
+        let mut walk = |value: &[u8]| index.values.walk(value, false, &mut see);
+        match &index.of {
+            ArchivedValueOf::Header(name) => each_value(head, name, walk),
+            ArchivedValueOf::Query(name) => query_value(query, name).into_iter().for_each(|v| walk(v.as_bytes())),
+        }
     }
     for set in index.sets.iter() {
         match regexes.members(set, path) {

@@ -52,7 +52,7 @@ pub fn route<'a>(
     regexes: &mut RegexCache,
 ) -> Option<(usize, &'a ArchivedRoute)> {
     let (path, query) = split_query(head.path());
-    let candidates = virtual_host.index.as_ref().map(|index| candidates(index, path, head, regexes));
+    let candidates = virtual_host.index.as_ref().map(|index| candidates(index, (path, query), head, regexes));
     let numbered = |number: usize| {
         let route = virtual_host.routes.get(number)?;
         takes(&route.matches, path, query, head, regexes).then_some((number, route))
@@ -191,16 +191,20 @@ pub(crate) fn string_matches(wanted: &ArchivedStringMatcher, value: &[u8], regex
     }
 }
 
-/// Names and values count as they stand, nothing is decoded; of several parameters of a name the first counts
-/// (`QueryParamsMulti::parseQueryString`).
 fn query_matches(wanted: &ArchivedQueryParameterMatcher, query: &str, regexes: &mut RegexCache) -> bool {
-    let value = query.strip_prefix('?').unwrap_or_default().split('&').find_map(|parameter| {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        (name == wanted.name.as_str()).then_some(value)
-    });
+    let value = query_value(query, &wanted.name);
     match (&wanted.value, value) {
         (ArchivedQueryMatch::Present(present), value) => *present == value.is_some(),
         (ArchivedQueryMatch::String(matcher), Some(value)) => string_matches(matcher, value.as_bytes(), regexes),
         (ArchivedQueryMatch::String(_), None) => false,
     }
+}
+
+/// The value of a query parameter. Names and values count as they stand, nothing is decoded; of several parameters of a
+/// name the first counts (`QueryParamsMulti::parseQueryString`).
+pub(super) fn query_value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.strip_prefix('?').unwrap_or_default().split('&').find_map(|parameter| {
+        let (found, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        (found == name).then_some(value)
+    })
 }

@@ -1,21 +1,21 @@
 //! Building the index.
 
-use super::condition::{is_all, of_header, of_path, Condition, Key, Text};
+use super::condition::{is_all, of_path, of_values, Condition, Key, Source, Text};
 use super::sets::{sets, RegexSet};
 use super::trie::{Entry, Trie};
-use super::{HeaderIndex, RouteIndex, MIN_ROUTES};
+use super::{RouteIndex, ValueIndex, ValueOf, MIN_ROUTES};
 use crate::route::{PathSpecifier, Route, RouteMatch};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Headers that routes are filed under, at the most: each request is asked for each of them.
-pub const MAX_HEADERS: usize = 8;
+/// Headers and query parameters that routes are filed under, at the most: each request is asked for each of them.
+pub const MAX_VALUES: usize = 8;
 /// As many routes may share a key before a rarer one is looked for.
 const FEW: usize = 4;
 /// More expressions that no text tells apart are matched together.
 const MANY: usize = 16;
-/// A header is asked for if at least so many routes would be filed under it.
-const MIN_BY_HEADER: usize = 16;
+/// A header or query parameter is asked for if at least so many routes would be filed under it.
+const MIN_BY_VALUE: usize = 16;
 
 impl RouteIndex {
     /// The index of a virtual host's routes; `None` when they are fewer than [`MIN_ROUTES`].
@@ -30,8 +30,8 @@ impl RouteIndex {
 
     fn of_matches(routes: &[&RouteMatch]) -> RouteIndex {
         let mut places = by_path(routes);
-        by_header(&mut places);
-        let crowd = places.iter().filter(|place| place.sharing > MANY && !place.by_header);
+        by_value(&mut places);
+        let crowd = places.iter().filter(|place| place.sharing > MANY && !place.by_value);
         let (sets, together, in_turn) = together(crowd.map(|place| (place.number, place.route)));
         let mut files = Files::default();
         for place in places.into_iter().filter(|place| !together.contains(&place.number)) {
@@ -49,7 +49,7 @@ struct Place<'a> {
     /// How many routes share the most common of its keys; what is few is all the same.
     sharing: usize,
     /// The keys are no longer of the path.
-    by_header: bool,
+    by_value: bool,
 }
 
 /// Each route under the rarest of the conditions on its path.
@@ -71,17 +71,17 @@ fn by_path<'a>(routes: &[&'a RouteMatch]) -> Vec<Place<'a>> {
             route,
             keys: keys.unwrap_or_default(),
             sharing,
-            by_header: false,
+            by_value: false,
         })
         .collect()
 }
 
-/// Moves routes whose path says less than the value of a header that they want.
-fn by_header(places: &mut [Place<'_>]) {
+/// Moves routes whose path says less than the value of a header or query parameter that they want.
+fn by_value(places: &mut [Place<'_>]) {
     let wanted: Vec<(usize, Key<'_>)> = (0..)
         .zip(places.iter())
         .filter(|(_, place)| place.sharing > FEW)
-        .flat_map(|(at, place)| place.route.headers.iter().filter_map(of_header).map(move |key| (at, key)))
+        .flat_map(|(at, place)| of_values(place.route).map(move |key| (at, key)))
         .collect();
     let shared = count(wanted.iter().map(|(_, key)| key));
     let sharing = |key: &Key<'_>| shared.get(key).copied().unwrap_or_default();
@@ -93,21 +93,21 @@ fn by_header(places: &mut [Place<'_>]) {
             rarest.insert(*at, key);
         }
     }
-    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut sources: BTreeMap<Source<'_>, usize> = BTreeMap::new();
     for key in rarest.values() {
-        if let Text::Header(name) = key.of {
-            *names.entry(name).or_default() += 1;
+        if let Text::Value { of, .. } = key.of {
+            *sources.entry(of).or_default() += 1;
         }
     }
-    let mut names: Vec<(&str, usize)> = names.into_iter().filter(|(_, routes)| *routes >= MIN_BY_HEADER).collect();
-    names.sort_by_key(|(_, routes)| Reverse(*routes));
-    names.truncate(MAX_HEADERS);
-    let asked = |key: &Key<'_>| matches!(key.of, Text::Header(name) if names.iter().any(|(n, _)| *n == name));
+    let mut sources: Vec<_> = sources.into_iter().filter(|(_, routes)| *routes >= MIN_BY_VALUE).collect();
+    sources.sort_by_key(|(_, routes)| Reverse(*routes));
+    sources.truncate(MAX_VALUES);
+    let asked = |key: &Key<'_>| matches!(key.of, Text::Value { of, .. } if sources.iter().any(|(s, _)| *s == of));
     let moved: Vec<(usize, Key<'_>)> =
         rarest.into_iter().filter(|(_, key)| asked(key)).map(|(at, key)| (at, key.clone())).collect();
     for (at, key) in moved {
         if let Some(place) = places.get_mut(at) {
-            *place = Place { keys: vec![key], by_header: true, ..*place };
+            *place = Place { keys: vec![key], by_value: true, ..*place };
         }
     }
 }
@@ -143,7 +143,7 @@ struct Files<'a> {
     paths: File,
     any_case: File,
     within: File,
-    headers: BTreeMap<&'a str, File>,
+    values: BTreeMap<Source<'a>, File>,
 }
 
 type File = BTreeMap<Vec<u8>, Entry>;
@@ -157,7 +157,7 @@ impl<'a> Files<'a> {
             Text::Path { any_case: false } => (&mut self.paths, false),
             Text::Path { any_case: true } => (&mut self.any_case, false),
             Text::Within => (&mut self.within, true),
-            Text::Header(name) => (self.headers.entry(name).or_default(), false),
+            Text::Value { of, begins } => (self.values.entry(of).or_default(), begins),
         };
         let entry = file.entry(key.text.into_owned()).or_default();
         let (list, full) = match begins {
@@ -177,14 +177,16 @@ impl<'a> Files<'a> {
     }
 
     fn index(self) -> RouteIndex {
-        let headers = self.headers.into_iter();
+        let of = |source: Source<'_>| match source {
+            Source::Header(name) => ValueOf::Header(name.to_owned()),
+            Source::Query(name) => ValueOf::Query(name.to_owned()),
+        };
+        let values = self.values.into_iter();
         RouteIndex {
             paths: Trie::new(self.paths),
             any_case: Trie::new(self.any_case),
             within: Trie::new(self.within),
-            headers: headers
-                .map(|(name, file)| HeaderIndex { name: name.to_owned(), values: Trie::new(file) })
-                .collect(),
+            values: values.map(|(source, file)| ValueIndex { of: of(source), values: Trie::new(file) }).collect(),
             ..RouteIndex::default()
         }
     }
@@ -258,10 +260,10 @@ mod tests {
         routes.push(prefix("/", &[("other", "x")]));
         routes.push(prefix("/", &[]));
         let index = of(&routes);
-        let [by_user] = &index.headers[..] else { panic!("{index:?}") };
-        assert_eq!((by_user.name.as_str(), by_user.values.routes.len()), ("end-user", 40));
+        let [by_user] = &index.values[..] else { panic!("{index:?}") };
+        assert_eq!((&by_user.of, by_user.values.routes.len()), (&ValueOf::Header("end-user".into()), 40));
         assert_eq!(index.paths.routes, [40, 41], "a header of one route is not asked for");
         let empty: Vec<RouteMatch> = (0..40).map(|_| prefix("/", &[("end-user", "")])).collect();
-        assert!(of(&empty).headers.is_empty(), "the value of a header that is not there");
+        assert!(of(&empty).values.is_empty(), "the value of a header that is not there");
     }
 }

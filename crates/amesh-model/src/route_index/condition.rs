@@ -1,7 +1,7 @@
 //! What a route wants of a request at the least.
 
 use super::literal;
-use crate::matcher::{HeaderMatch, HeaderMatcher, StringMatcher, StringPattern};
+use crate::matcher::{HeaderMatch, QueryMatch, StringMatcher, StringPattern};
 use crate::route::{PathSpecifier, RouteMatch};
 use std::borrow::Cow;
 
@@ -21,8 +21,17 @@ pub(super) enum Text<'a> {
     Path { any_case: bool },
     /// The path has this.
     Within,
-    /// The header of this name has this value.
+    /// A value is so, or begins so.
+    Value { of: Source<'a>, begins: bool },
+}
+
+/// Whose value it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Source<'a> {
+    /// The header's of this name.
     Header(&'a str),
+    /// The query parameter's of this name.
+    Query(&'a str),
 }
 
 /// At least one of these keys is found in every request that the route takes.
@@ -49,15 +58,28 @@ pub(super) fn of_path(wanted: &RouteMatch) -> Vec<Condition<'_>> {
     }
 }
 
-/// The value that a header must have, octet by octet.
-pub(super) fn of_header(wanted: &HeaderMatcher) -> Option<Key<'_>> {
-    let HeaderMatch::String(StringMatcher { pattern: StringPattern::Exact(text), ignore_case: false }) = &wanted.value
-    else {
-        return None;
+/// Conditions on the values of headers and query parameters, of which each must hold.
+pub(super) fn of_values(wanted: &RouteMatch) -> impl Iterator<Item = Key<'_>> {
+    let headers = wanted.headers.iter().filter(|m| !m.invert_match).filter_map(|m| match &m.value {
+        HeaderMatch::String(matcher) => of_value(Source::Header(&m.name), matcher),
+        HeaderMatch::Present(_) | HeaderMatch::Range { .. } => None,
+    });
+    let parameters = wanted.query_parameters.iter().filter_map(|m| match &m.value {
+        QueryMatch::String(matcher) => of_value(Source::Query(&m.name), matcher),
+        QueryMatch::Present(_) => None,
+    });
+    headers.chain(parameters)
+}
+
+fn of_value<'a>(of: Source<'a>, wanted: &'a StringMatcher) -> Option<Key<'a>> {
+    let (text, begins) = match &wanted.pattern {
+        StringPattern::Exact(text) => (text, false),
+        StringPattern::Prefix(text) => (text, true),
+        StringPattern::Suffix(_) | StringPattern::Contains(_) | StringPattern::SafeRegex(_) => return None,
     };
     // The empty value may be that of a header that is not there.
-    let alone = !wanted.invert_match && !text.is_empty();
-    alone.then(|| Key { of: Text::Header(&wanted.name), text: text.as_bytes().into() })
+    let alone = !wanted.ignore_case && !text.is_empty();
+    alone.then(|| Key { of: Text::Value { of, begins }, text: text.as_bytes().into() })
 }
 
 /// Whether the route takes every request whose path fits.
