@@ -155,12 +155,12 @@ def static_amesh(behind, hosts, matches):
 
 
 def amesh(directory, port, source):
-    status, internal = free_ports(2)
+    status, internal, http2 = free_ports(3)
     snippets = directory.path / "amesh"
     shutil.copytree(TOP / "nginx-conf/amesh", snippets)
     http = snippets / "http.conf"
     # Another nginx on this machine may have the listener's own port.
-    http.write_text(http.read_text().replace("15081", str(internal)))
+    http.write_text(http.read_text().replace("15081", str(internal)).replace("15082", str(http2)))
     version = subprocess.run([NGINX, "-V"], capture_output=True, text=True).stderr
     stream = f"load_module {STREAM};" if STREAM.exists() and "--with-stream=dynamic" in version else ""
     values = {"STREAM": stream, "MODULE": MODULE, "SOURCE": source, "PORT": port, "STATUS": status}

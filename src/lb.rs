@@ -6,7 +6,7 @@ use crate::original_dst::to_sockaddr;
 use crate::zone::{self, Worker};
 use amesh_dataplane::lb::{self, NoEndpoint};
 use amesh_model::address::{ArchivedAddress, ArchivedIp};
-use amesh_model::cluster::{ArchivedCluster, ArchivedDiscovery};
+use amesh_model::cluster::{ArchivedCluster, ArchivedDiscovery, ArchivedUpstreamProtocol};
 use ngx::ffi::{self, ngx_pool_t, ngx_str_t};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
@@ -50,6 +50,17 @@ impl Reason {
     }
 }
 
+/// Protocol to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// As the client speaks.
+    AsTheClient,
+}
+
 /// An endpoint that was picked, with all that is needed of its cluster: nothing in it points into the zone.
 #[derive(Clone, Copy)]
 pub struct Picked {
@@ -67,6 +78,8 @@ pub struct Picked {
     pub idle_timeout: u64,
     /// Requests that a connection may serve; 0: any number.
     pub max_requests_per_connection: u32,
+    /// Protocol to the endpoint.
+    pub protocol: Protocol,
     bind: Option<IpAddr>,
     held: Option<zone::Held>,
 }
@@ -183,6 +196,11 @@ fn picked(
         connect_timeout: c.connect_timeout.to_native(),
         idle_timeout: c.idle_timeout.to_native(),
         max_requests_per_connection: c.max_requests_per_connection.to_native(),
+        protocol: match c.protocol {
+            ArchivedUpstreamProtocol::Http1 => Protocol::Http1,
+            ArchivedUpstreamProtocol::Http2 => Protocol::Http2,
+            ArchivedUpstreamProtocol::UseDownstream => Protocol::AsTheClient,
+        },
         bind: c.bind.iter().map(IpAddr::from).find(|ip| ip.is_ipv4() == v4),
         held: pin.acquire(cell),
     }

@@ -836,3 +836,23 @@ a
 --- no_error_log
 [error]
 [alert]
+
+
+=== TEST 63: HTTP/2 is a parameter of an internal server
+--- main_config
+amesh { zone mesh 16m; server file:$TEST_NGINX_HTML_DIR/xds; }
+--- config
+amesh outbound http2;
+--- must_die
+--- error_log eval
+[qr{\[emerg\] .*"amesh" of a server takes a second parameter as "amesh internal http2" alone in \S+/conf/nginx\.conf:\d+}]
+
+
+=== TEST 64: a second parameter that is none
+--- main_config
+amesh { zone mesh 16m; server file:$TEST_NGINX_HTML_DIR/xds; }
+--- config
+amesh internal http3;
+--- must_die
+--- error_log eval
+[qr{\[emerg\] .*"amesh" of a server takes a second parameter as "amesh internal http2" alone in \S+/conf/nginx\.conf:\d+}]

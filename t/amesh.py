@@ -96,7 +96,7 @@ class Nginx:
         shutil.copytree(TOP / "nginx-conf/amesh", self.dir / "amesh")
         internal = free_port()
         snippet = self.dir / "amesh/http.conf"
-        snippet.write_text(snippet.read_text().replace("15081", str(internal)))
+        snippet.write_text(snippet.read_text().replace("15081", str(internal)).replace("15082", str(free_port())))
         self.port, self.status, self.a, self.b = (free_port() for _ in range(4))
         self.zone, self.daemon, self.master, self.workers = zone, daemon, master, workers
         self.amesh = amesh if amesh is not None else f"server file:{self.xds};"

@@ -15,7 +15,7 @@ shown=${run#"$PWD/"}
 fail() { echo "demo: $*" >&2; exit 1; }
 command -v "$nginx" >/dev/null || fail "no $nginx: install nginx, or set NGINX"
 [ -f "$module" ] || fail "no $module: run make, or set MODULE"
-for port in 8080 8081 15081 18081 18082 18083; do
+for port in 8080 8081 15081 15082 18081 18082 18083; do
   if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then fail "127.0.0.1:$port is taken; the demo needs it"; fi
 done
 

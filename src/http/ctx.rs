@@ -96,6 +96,8 @@ pub struct Ctx {
     pub response: filter::Response,
     /// nginx's own error page gives way to a body of ours.
     pub replaced: bool,
+    /// The endpoint is spoken to in HTTP/2.
+    pub http2: bool,
     /// The client asks for a web socket, and may.
     pub websocket: bool,
     /// The client asks for another protocol, and may not.
@@ -200,6 +202,7 @@ impl Ctx {
             reply: Reply::NONE,
             response: filter::Response::new(),
             replaced: false,
+            http2: false,
             websocket: false,
             upgrade_refused: false,
             alt_response: false,

@@ -12,7 +12,7 @@ use super::manager;
 use super::reply::{self, Flags};
 use super::{srv_conf, Mode};
 use crate::guard::guard;
-use crate::lb::{self, Reason};
+use crate::lb::{self, Protocol, Reason};
 use crate::nginx::{self, pool_str, AGAIN, DECLINED, DONE, EMPTY, ERROR, OK};
 use crate::zone::{self, Worker};
 use amesh_dataplane::listener::{self, Direction};
@@ -26,6 +26,9 @@ use ngx::ffi::{self, ngx_http_request_t, ngx_int_t, ngx_uint_t};
 
 /// Largest body that is held to be sent more than once, in bytes (Envoy's `per_connection_buffer_limit_bytes`).
 const BUFFER_LIMIT: ffi::off_t = 1 << 20;
+
+/// The location whose content handler speaks HTTP/2 to endpoints.
+const HTTP2_LOCATION: &[u8] = b"@amesh_http2";
 
 const INTERNAL_SERVER_ERROR: ngx_int_t = ffi::NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;
 
@@ -87,6 +90,13 @@ unsafe fn advance(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> ngx_int_t {
             }
             ctx.stage = Stage::Body;
         }
+        if ctx.stage == Stage::Body && ctx.http2 && !http2_location(r) {
+            zone::complain(
+                nginx::text(ctx.cluster),
+                "its endpoints speak HTTP/2, and the server has no \"location @amesh_http2\": include amesh/server.conf",
+            );
+            ctx.refuse(503, Flags::REFUSED, "");
+        }
         if ctx.stage == Stage::Body {
             ctx.stage = Stage::Done;
             let sent_again = ctx.retries.remaining > 0 || !ctx.shadows.is_null();
@@ -98,6 +108,25 @@ unsafe fn advance(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> ngx_int_t {
             (*r).content_handler = Some(content);
         }
         DECLINED
+    }
+}
+
+/// Puts a request into the location that forwards in HTTP/2, as if its path had led there. False: there is none.
+unsafe fn http2_location(r: *mut ngx_http_request_t) -> bool {
+    // SAFETY: the request is live; the list of named locations ends with null.
+    unsafe {
+        let server: *mut ffi::ngx_http_core_srv_conf_t =
+            nginx::slot_of((*r).srv_conf, &raw const ffi::ngx_http_core_module);
+        let mut named = (*server).named_locations;
+        while let Some(location) = named.as_ref().and_then(|location| location.as_ref()) {
+            if nginx::bytes(location.name) == HTTP2_LOCATION {
+                (*r).loc_conf = location.loc_conf;
+                ffi::ngx_http_update_location_config(r);
+                return true;
+            }
+            named = named.add(1);
+        }
+        false
     }
 }
 
@@ -456,6 +485,12 @@ unsafe fn pick(pin: &zone::Pin<'_>, tools: &mut zone::Tools, r: *mut ngx_http_re
     match lb::pick_pinned(pin, tools, &ctx.upstream(), &[]) {
         Ok(picked) => {
             ctx.picked = Some(picked);
+            ctx.http2 = match picked.protocol {
+                Protocol::Http1 => false,
+                Protocol::Http2 => true,
+                // SAFETY: the request is live.
+                Protocol::AsTheClient => unsafe { (*r).http_version >= ffi::NGX_HTTP_VERSION_20 as ngx_uint_t },
+            };
             if ctx.auto_host && !tools.hostname.is_empty() {
                 // SAFETY: the request is live.
                 ctx.host = pool_str(unsafe { (*r).pool }, tools.hostname.as_bytes())?;

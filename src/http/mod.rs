@@ -47,6 +47,8 @@ pub enum Mode {
 pub struct SrvConf {
     /// [`Mode`], 0 when not set.
     pub mode: u8,
+    /// `amesh internal http2;`
+    pub http2: bool,
     /// In an `upstream`: what it had to set itself up, see [`peer`].
     pub upstream: bool,
     /// In an `upstream`: the cluster; empty: the one that the request's route says.
@@ -65,14 +67,14 @@ pub struct MainConf {
 pub struct Internal {
     /// The bytes of the socket address.
     pub sockaddr: Vec<u8>,
-    /// Takes HTTP/2 with prior knowledge (`listen … http2`).
+    /// Takes HTTP/2 with prior knowledge (`amesh internal http2;`, `listen … http2`).
     pub http2: bool,
 }
 
 static mut COMMANDS: [ngx_command_t; 4] = [
     ngx_command_t {
         name: ngx::ngx_string!("amesh"),
-        type_: (ffi::NGX_HTTP_SRV_CONF | ffi::NGX_CONF_TAKE1) as ngx_uint_t,
+        type_: (ffi::NGX_HTTP_SRV_CONF | ffi::NGX_CONF_TAKE12) as ngx_uint_t,
         set: Some(amesh_server),
         conf: ffi::NGX_HTTP_SRV_CONF_OFFSET,
         offset: 0,
@@ -207,6 +209,16 @@ extern "C" fn amesh_server(cf: *mut ngx_conf_t, _: *mut ngx_command_t, data: *mu
                 )
             }
         } as u8;
+        if let Some(word) = words.get(2) {
+            // SAFETY: a word of the configuration.
+            if conf.mode != Mode::Internal as u8 || unsafe { nginx::bytes(*word) } != b"http2" {
+                return conf_error(
+                    cf,
+                    format_args!("\"amesh\" of a server takes a second parameter as \"amesh internal http2\" alone"),
+                );
+            }
+            conf.http2 = true;
+        }
         if need_block(cf) {
             CONF_OK
         } else {
@@ -277,13 +289,17 @@ unsafe fn note_internal(core: *mut ffi::ngx_http_core_main_conf_t, conf: &mut Ma
             return;
         }
         let mut found = Vec::new();
-        for port in (*(*core).ports).as_slice::<ffi::ngx_http_conf_port_t>() {
-            for addr in port.addrs.as_slice::<ffi::ngx_http_conf_addr_t>() {
+        for port in (*(*core).ports).as_slice_mut::<ffi::ngx_http_conf_port_t>() {
+            for addr in port.addrs.as_slice_mut::<ffi::ngx_http_conf_addr_t>() {
                 for server in addr.servers.as_slice::<*mut ffi::ngx_http_core_srv_conf_t>() {
                     let conf: *const SrvConf =
                         nginx::slot_of((*(**server).ctx).srv_conf, &raw const ngx_http_amesh_module);
                     if (*conf).mode == Mode::Internal as u8 {
-                        let opt = &addr.opt;
+                        let opt = &mut addr.opt;
+                        if (*conf).http2 {
+                            // As `listen … http2` did, which nginx warns of since 1.25.
+                            opt.set_http2(1);
+                        }
                         let sockaddr = std::slice::from_raw_parts(opt.sockaddr.cast::<u8>(), opt.socklen as usize);
                         found.push(Internal { sockaddr: sockaddr.to_vec(), http2: opt.http2() != 0 });
                     }

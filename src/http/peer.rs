@@ -13,7 +13,6 @@ use crate::lb::{self, Picked};
 use crate::nginx::{self, pool_str, CONF_ERROR, CONF_OK, DONE, ERROR, OK};
 use crate::zone;
 use amesh_dataplane::retry::Reset;
-use amesh_model::retry::retry_on;
 use ngx::ffi::{
     self, ngx_conf_t, ngx_http_request_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_peer_connection_t, ngx_str_t,
     ngx_uint_t,
@@ -50,6 +49,8 @@ pub struct Peer {
     pausing: bool,
     /// nginx's parser, where a look is taken at its result.
     pub process_header: Option<ProcessHeader>,
+    /// The client's version of HTTP, which nginx overwrites where an answer is none of HTTP/1.
+    pub http_version: ngx_uint_t,
     /// What sets it back.
     pub reinit_request: Option<ProcessHeader>,
     local: ffi::ngx_addr_t,
@@ -139,9 +140,7 @@ unsafe fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t
         pc.save_session = Some(save_session);
         // The mask of causes alone says whether there is another.
         pc.tries = 1;
-        if (*ctx).retries.on & retry_on::RESPONSE != 0 {
-            retry::watch(r, &mut *peer);
-        }
+        retry::watch(r, &mut *peer);
         shadow::send(r, &mut *ctx);
         OK
     }
@@ -206,7 +205,7 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
         pc.local = peer.picked.bind_addr(&mut peer.local, &mut peer.local_sockaddr);
         peer.busy = true;
         tuned((*r).upstream, ctx, peer.picked.connect_timeout, true);
-        peer.key = Key { cluster: ctx.cluster_hash, address: peer.picked.address_hash() };
+        peer.key = Key { cluster: ctx.cluster_hash, address: peer.picked.address_hash(), http2: ctx.http2 };
         match pool::take(peer.key, pc.log) {
             Some(c) => {
                 pc.connection = c;

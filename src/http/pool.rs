@@ -21,6 +21,8 @@ pub struct Key {
     pub cluster: u64,
     /// Hash of the endpoint's address.
     pub address: u64,
+    /// It speaks HTTP/2.
+    pub http2: bool,
 }
 
 struct Idle {

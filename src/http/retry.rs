@@ -137,7 +137,7 @@ impl RequestHead for ResponseHead {
     }
 }
 
-/// Puts [`process_header`] in front of nginx's parser, where the policy depends on responses.
+/// Puts [`process_header`] in front of nginx's parser.
 ///
 /// # Safety
 /// `peer` must be that of the live request `r`, whose upstream is being set up.
@@ -147,6 +147,7 @@ pub unsafe fn watch(r: *mut ngx_http_request_t, peer: &mut Peer) {
         let u = (*r).upstream;
         peer.process_header = (*u).process_header;
         peer.reinit_request = (*u).reinit_request;
+        peer.http_version = (*r).http_version;
         (*u).process_header = Some(process_header);
         (*u).reinit_request = Some(reinit_request);
     }
@@ -178,6 +179,11 @@ extern "C" fn process_header(r: *mut ngx_http_request_t) -> ngx_int_t {
             let rc = peer.process_header.map_or(ERROR, |inner| inner(r));
             peer.process_header = (*u).process_header;
             (*u).process_header = Some(process_header);
+            if rc == OK && (*r).http_version != peer.http_version {
+                // nginx takes what it does not understand for HTTP/0.9, and would pass it on as it is.
+                (*r).http_version = peer.http_version;
+                return ffi::NGX_HTTP_UPSTREAM_INVALID_HEADER as ngx_int_t;
+            }
             if rc == OK && refused(r, peer) {
                 return ffi::NGX_HTTP_UPSTREAM_INVALID_HEADER as ngx_int_t;
             }

@@ -244,7 +244,7 @@ unsafe fn hand_over(s: *mut ngx_stream_session_t, http2: bool) -> ngx_int_t {
             zone::complain(
                 "the front door",
                 if http2 {
-                    "HTTP/2 came, and no \"listen ... http2\" with \"amesh internal\" is there: include amesh/http.conf in http {}"
+                    "HTTP/2 came, and no server with \"amesh internal http2\" is there: include amesh/http.conf in http {}"
                 } else {
                     "HTTP came, and no server with \"amesh internal\" is there: include amesh/http.conf in http {}"
                 },
