@@ -4,7 +4,7 @@ use crate::http::reply::Flags;
 use crate::nginx::{self, pool_str};
 use crate::original_dst::to_sockaddr;
 use crate::zone::{self, Worker};
-use amesh_dataplane::lb::{self, NoEndpoint};
+use amesh_dataplane::lb::{self, NoEndpoint, PickContext};
 use amesh_model::address::{ArchivedAddress, ArchivedIp};
 use amesh_model::cluster::{ArchivedCluster, ArchivedDiscovery, ArchivedUpstreamProtocol};
 use ngx::ffi::{self, ngx_pool_t, ngx_str_t};
@@ -156,8 +156,9 @@ pub fn pick_pinned(
         return Ok(picked(pin, cluster, sockaddr, socklen, u32::MAX, to.is_ipv4()));
     }
     let set = pin.endpoint_set(upstream.cluster).ok_or(Reason::NoHealthyUpstream)?;
-    let endpoint =
-        lb::pick(cluster, set, pin, &mut || tools.random(), tried).map_err(|NoEndpoint| Reason::NoHealthyUpstream)?;
+    let mut random = || tools.random();
+    let mut context = PickContext { exclude: tried, ..PickContext::new(&mut random) };
+    let endpoint = lb::pick(cluster, set, pin, &mut context).map_err(|NoEndpoint| Reason::NoHealthyUpstream)?;
     tools.hostname.clear();
     tools.hostname.push_str(&endpoint.hostname);
     if let Some(reason) = endpoint.refuse.as_ref() {

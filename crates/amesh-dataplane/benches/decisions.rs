@@ -3,7 +3,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use amesh_dataplane::lb::{pick, Cells};
+use amesh_dataplane::lb::{pick, Cells, PickContext, RuntimeHealth};
 use amesh_dataplane::path::normalize;
 use amesh_dataplane::regex::RegexCache;
 use amesh_dataplane::route::{decide, route as find, Decision};
@@ -13,12 +13,14 @@ use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
 use amesh_model::matcher::{HeaderMatch, QueryMatch, QueryParameterMatcher};
 use amesh_model::route::{PathSpecifier, Route, RouteMatch};
 use amesh_model::route_index::RouteIndex;
+use amesh_model::plan;
 use common::*;
 use std::cell::Cell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-struct Counters(Cell<u32>);
+/// The cursor, and how many endpoints are ejected: the first ones.
+struct Counters(Cell<u32>, u32);
 
 impl Cells for Counters {
     fn cursor(&self, _: u32) -> u32 {
@@ -26,6 +28,16 @@ impl Cells for Counters {
     }
     fn active(&self, cell: u32) -> u32 {
         cell % 3
+    }
+    fn unhealthy(&self, _: u32) -> u32 {
+        self.1
+    }
+    fn health(&self, cell: u32) -> RuntimeHealth {
+        if cell < self.1 {
+            RuntimeHealth::Unhealthy
+        } else {
+            RuntimeHealth::Healthy
+        }
     }
 }
 
@@ -134,7 +146,7 @@ fn many_routes() {
     found("10,000 query parameters of one prefix", by_page, &[last, ("none", request("/"))]);
 }
 
-fn picks(name: &str, endpoints: u32, lb_policy: LbPolicy, weight: impl Fn(u32) -> u32) {
+fn picks(name: &str, endpoints: u32, ejected: u32, lb_policy: LbPolicy, weight: impl Fn(u32) -> u32) {
     let endpoint = |cell: u32| Endpoint {
         address: Address::Socket { ip: Ip::V4([10, 0, (cell >> 8) as u8, cell as u8]), port: 80 },
         hostname: String::new(),
@@ -151,7 +163,7 @@ fn picks(name: &str, endpoints: u32, lb_policy: LbPolicy, weight: impl Fn(u32) -
         weight: 0,
         endpoints: (0..endpoints).map(endpoint).collect(),
     };
-    let set = EndpointSet { cluster: "c".into(), localities: vec![locality], overprovisioning_factor: 140 };
+    let mut set = EndpointSet { localities: vec![locality], ..EndpointSet::empty("c") };
     let cluster = Cluster {
         name: "c".into(),
         alt_stat_name: String::new(),
@@ -168,15 +180,16 @@ fn picks(name: &str, endpoints: u32, lb_policy: LbPolicy, weight: impl Fn(u32) -
         refuse: None,
         cell: 0,
     };
+    plan::build(&mut set, &cluster);
     let (cluster, set) = (stored(&cluster), stored(&set));
-    let counters = Counters(Cell::new(0));
+    let counters = Counters(Cell::new(0), ejected);
     let mut x = 1u64;
     let mut random = move || {
         x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         x >> 16
     };
     time(&format!("{name}, {endpoints} endpoints"), || {
-        black_box(pick(cluster, set, &counters, &mut random, &[])).ok();
+        black_box(pick(cluster, set, &counters, &mut PickContext::new(&mut random))).ok();
     });
 }
 
@@ -188,9 +201,11 @@ fn main() {
     time("normal path", || drop(black_box(normalize(black_box("/reviews/7?full=1"), model))));
     time("path with dot segments", || drop(black_box(normalize(black_box("/a/../reviews/%37?full=1"), model))));
     for endpoints in [10, 1000] {
-        picks("round robin", endpoints, LbPolicy::RoundRobin, |_| 1);
-        picks("round robin by weight", endpoints, LbPolicy::RoundRobin, |cell| 1 + cell % 7);
-        picks("least request", endpoints, LbPolicy::LeastRequest { choice_count: 2 }, |_| 1);
-        picks("random", endpoints, LbPolicy::Random, |_| 1);
+        picks("round robin", endpoints, 0, LbPolicy::RoundRobin, |_| 1);
+        picks("round robin by weight", endpoints, 0, LbPolicy::RoundRobin, |cell| 1 + cell % 7);
+        picks("least request", endpoints, 0, LbPolicy::LeastRequest { choice_count: 2 }, |_| 1);
+        picks("random", endpoints, 0, LbPolicy::Random, |_| 1);
     }
+    picks("round robin, 5 ejected", 1000, 5, LbPolicy::RoundRobin, |_| 1);
+    picks("round robin, 500 ejected", 1000, 500, LbPolicy::RoundRobin, |_| 1);
 }

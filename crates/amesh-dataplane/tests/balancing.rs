@@ -2,10 +2,11 @@
 
 mod common;
 
-use amesh_dataplane::lb::{pick, weighted_pick, Cells, NoEndpoint};
+use amesh_dataplane::lb::{pick, weighted_pick, Cells, NoEndpoint, PickContext, RuntimeHealth};
 use amesh_model::address::{Address, Ip};
 use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
-use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
+use amesh_model::endpoint::{ArchivedEndpointSet, Endpoint, EndpointSet, HealthStatus, Locality};
+use amesh_model::plan;
 use common::stored;
 use proptest::prelude::*;
 use std::cell::Cell;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 struct Counters {
     cursor: Cell<u32>,
     active: BTreeMap<u32, u32>,
+    health: BTreeMap<u32, RuntimeHealth>,
 }
 
 impl Cells for Counters {
@@ -23,6 +25,12 @@ impl Cells for Counters {
     }
     fn active(&self, cell: u32) -> u32 {
         self.active.get(&cell).copied().unwrap_or(0)
+    }
+    fn unhealthy(&self, _: u32) -> u32 {
+        self.health.values().filter(|h| **h != RuntimeHealth::Healthy).count() as u32
+    }
+    fn health(&self, cell: u32) -> RuntimeHealth {
+        self.health.get(&cell).copied().unwrap_or_default()
     }
 }
 
@@ -74,30 +82,46 @@ fn weak(cell: u32) -> Endpoint {
 }
 
 fn set(localities: Vec<Locality>) -> EndpointSet {
-    EndpointSet { cluster: "c".into(), localities, overprovisioning_factor: 140 }
+    EndpointSet { localities, ..EndpointSet::empty("c") }
 }
 
 fn one(endpoints: Vec<Endpoint>) -> EndpointSet {
     set(vec![locality(0, 0, endpoints)])
 }
 
+/// The endpoints as the thread publishes them.
+fn planned(cluster: &Cluster, set: &EndpointSet) -> &'static ArchivedEndpointSet {
+    let mut set = set.clone();
+    plan::build(&mut set, cluster);
+    stored(&set)
+}
+
 /// The cells of `n` picks, in their order.
 fn picks(cluster: &Cluster, set: &EndpointSet, counters: &Counters, n: usize) -> Vec<u32> {
-    let (cluster, set) = (stored(cluster), stored(set));
+    let (cluster, set) = (stored(cluster), planned(cluster, set));
     let mut random = random();
-    (0..n).map(|_| pick(cluster, set, counters, &mut random, &[]).unwrap().cell.to_native()).collect()
+    let mut context = PickContext::new(&mut random);
+    (0..n).map(|_| pick(cluster, set, counters, &mut context).unwrap().cell.to_native()).collect()
 }
 
 /// How often each cell was picked.
 fn shares(cluster: &Cluster, set: &EndpointSet, n: usize) -> BTreeMap<u32, usize> {
+    shares_at(cluster, set, &Counters::default(), n)
+}
+
+fn shares_at(cluster: &Cluster, set: &EndpointSet, counters: &Counters, n: usize) -> BTreeMap<u32, usize> {
     let mut shares = BTreeMap::new();
-    picks(cluster, set, &Counters::default(), n).into_iter().for_each(|cell| *shares.entry(cell).or_default() += 1);
+    picks(cluster, set, counters, n).into_iter().for_each(|cell| *shares.entry(cell).or_default() += 1);
     shares
 }
 
 /// Asserts shares in per cent, give or take two.
 fn assert_shares(cluster: &Cluster, set: &EndpointSet, want: &[(u32, usize)]) {
-    let got = shares(cluster, set, 20_000);
+    assert_shares_at(cluster, set, &Counters::default(), want);
+}
+
+fn assert_shares_at(cluster: &Cluster, set: &EndpointSet, counters: &Counters, want: &[(u32, usize)]) {
+    let got = shares_at(cluster, set, counters, 20_000);
     assert_eq!(got.keys().copied().collect::<Vec<_>>(), want.iter().map(|(c, _)| *c).collect::<Vec<_>>());
     for (cell, share) in want {
         assert!((got[cell] / 200).abs_diff(*share) <= 2, "cell {cell}: {} of 20000, not {share} %", got[cell]);
@@ -105,7 +129,8 @@ fn assert_shares(cluster: &Cluster, set: &EndpointSet, want: &[(u32, usize)]) {
 }
 
 fn refused(cluster: &Cluster, set: &EndpointSet) -> bool {
-    let got = pick(stored(cluster), stored(set), &Counters::default(), &mut random(), &[]);
+    let mut random = random();
+    let got = pick(stored(cluster), planned(cluster, set), &Counters::default(), &mut PickContext::new(&mut random));
     got.map(|e| e.cell.to_native()) == Err(NoEndpoint)
 }
 
@@ -247,19 +272,71 @@ fn localities_share_by_weight_and_health() {
 #[test]
 fn a_retry_goes_elsewhere_while_there_is_an_elsewhere() {
     for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 2 }] {
-        let (cluster, set) =
-            (stored(&cluster(policy)), stored(&one((0..3).map(|c| endpoint(c, 1 + c * 50)).collect())));
+        let cluster = cluster(policy);
+        let set = planned(&cluster, &one((0..3).map(|c| endpoint(c, 1 + c * 50)).collect()));
+        let cluster = stored(&cluster);
         let counters = Counters::default();
         let mut random = random();
         for _ in 0..200 {
             let mut tried = Vec::new();
             for _ in 0..3 {
-                let found = pick(cluster, set, &counters, &mut random, &tried).unwrap().cell.to_native();
+                let mut context = PickContext { exclude: &tried, ..PickContext::new(&mut random) };
+                let found = pick(cluster, set, &counters, &mut context).unwrap().cell.to_native();
                 assert!(!tried.contains(&found), "{policy:?}: {found} again after {tried:?}");
                 tried.push(found);
             }
-            assert!(pick(cluster, set, &counters, &mut random, &tried).is_ok(), "all were tried: one is tried again");
+            let mut context = PickContext { exclude: &tried, ..PickContext::new(&mut random) };
+            assert!(pick(cluster, set, &counters, &mut context).is_ok(), "all were tried: one is tried again");
         }
+    }
+}
+
+fn ejected(cells: &[u32]) -> Counters {
+    Counters { health: cells.iter().map(|c| (*c, RuntimeHealth::Unhealthy)).collect(), ..Counters::default() }
+}
+
+#[test]
+fn who_falls_ill_is_passed_over_and_the_others_keep_their_shares() {
+    let set = || one(vec![endpoint(0, 1), endpoint(1, 2), endpoint(2, 3), endpoint(3, 4), endpoint(4, 5)]);
+    for policy in [LbPolicy::RoundRobin, LbPolicy::LeastRequest { choice_count: 1 }] {
+        assert_shares_at(&cluster(policy), &set(), &ejected(&[4]), &[(0, 10), (1, 20), (2, 30), (3, 40)]);
+        assert_shares_at(&cluster(policy), &set(), &ejected(&[3, 4]), &[(0, 16), (1, 33), (2, 50)]);
+    }
+    assert_shares_at(&cluster(LbPolicy::Random), &set(), &ejected(&[0]), &[(1, 25), (2, 25), (3, 25), (4, 25)]);
+    // 2 of 5 healthy is below the panic threshold.
+    let all = [(0, 20), (1, 20), (2, 20), (3, 20), (4, 20)];
+    assert_shares_at(&cluster(LbPolicy::Random), &set(), &ejected(&[0, 1, 2]), &all);
+    let never = Cluster { healthy_panic_threshold: 0, ..cluster(LbPolicy::Random) };
+    assert_shares_at(&never, &set(), &ejected(&[0, 1, 2]), &[(3, 50), (4, 50)]);
+}
+
+#[test]
+fn illness_at_run_time_moves_priorities_and_localities() {
+    let policy = cluster(LbPolicy::RoundRobin);
+    let first = vec![endpoint(0, 1), endpoint(1, 1)];
+    let two = set(vec![locality(0, 0, first), locality(1, 0, vec![endpoint(9, 1)])]);
+    assert_shares_at(&policy, &two, &ejected(&[1]), &[(0, 70), (9, 30)]);
+    assert_shares_at(&policy, &two, &ejected(&[0, 1]), &[(9, 100)]);
+    // An endpoint of a priority that gets nothing changes nothing.
+    assert_shares_at(&policy, &two, &ejected(&[9]), &[(0, 50), (1, 50)]);
+    let degraded = Counters { health: [(1, RuntimeHealth::Degraded)].into(), ..Counters::default() };
+    assert_shares_at(&policy, &one(vec![endpoint(0, 1), endpoint(1, 1)]), &degraded, &[(0, 70), (1, 30)]);
+    let weighted = Cluster { locality_weighted: true, ..policy };
+    let near = vec![endpoint(0, 1), endpoint(1, 1)];
+    let places = set(vec![locality(0, 1, near), locality(0, 1, vec![endpoint(2, 1)])]);
+    assert_shares_at(&weighted, &places, &ejected(&[1]), &[(0, 41), (2, 58)]);
+}
+
+#[test]
+fn a_large_cluster_spares_some_without_a_walk() {
+    // 1,000 endpoints of one weight and 200 ill: 0.8 * 1.4 is above 1.
+    let set = one((0..1000).map(|c| endpoint(c, 1)).collect());
+    let counters = ejected(&(0..200).collect::<Vec<_>>());
+    for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 2 }] {
+        let got = shares_at(&cluster(policy), &set, &counters, 80_000);
+        assert_eq!((got.len(), *got.keys().next().unwrap()), (800, 200), "{policy:?}");
+        // 100 each, and ten of them are five standard deviations.
+        assert!(got.values().all(|n| (50..=150).contains(n)), "{policy:?}: {got:?}");
     }
 }
 
@@ -294,6 +371,7 @@ proptest! {
         policy in proptest::sample::select(vec![LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 0 }]),
         factor in 0u32..300,
         exclude in proptest::collection::vec(0u32..12, 0..4),
+        ill in proptest::collection::btree_set(0u32..12, 0..6),
     ) {
         let mut cells = 0u32..;
         let mut localities: Vec<Locality> = localities
@@ -311,11 +389,16 @@ proptest! {
             localities.iter().flat_map(|l| l.endpoints.iter().map(|e| (e.cell, e.health))).collect();
         let set = EndpointSet { overprovisioning_factor: factor, ..set(localities) };
         let cluster = Cluster { healthy_panic_threshold: threshold, locality_weighted: weighted, ..cluster(policy) };
+        let ill = ill.into_iter().filter(|cell| healths.contains_key(cell));
+        let counters = Counters { health: ill.map(|c| (c, RuntimeHealth::Unhealthy)).collect(), ..Counters::default() };
         let mut random = random();
         for _ in 0..20 {
-            match pick(stored(&cluster), stored(&set), &Counters::default(), &mut random, &exclude) {
+            let mut context = PickContext { exclude: &exclude, ..PickContext::new(&mut random) };
+            match pick(stored(&cluster), planned(&cluster, &set), &counters, &mut context) {
                 Ok(found) if threshold == 0 => {
-                    prop_assert_ne!(healths[&found.cell.to_native()], HealthStatus::Unhealthy);
+                    let cell = found.cell.to_native();
+                    prop_assert_ne!(healths[&cell], HealthStatus::Unhealthy);
+                    prop_assert!(!counters.health.contains_key(&cell));
                 }
                 Ok(_) => {}
                 Err(NoEndpoint) => prop_assert!(threshold == 0 || healths.is_empty() || factor < 100),

@@ -1,6 +1,7 @@
 //! Endpoints of a cluster (`config.endpoint.v3`), joined with what their cluster says of them.
 
 use crate::address::Address;
+use crate::plan::Plan;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// The endpoints of one cluster (`config.endpoint.v3.ClusterLoadAssignment`).
@@ -12,6 +13,24 @@ pub struct EndpointSet {
     pub localities: Vec<Locality>,
     /// Overprovisioning factor in per cent; 140 by default.
     pub overprovisioning_factor: u32,
+    /// What [`crate::plan::build`] makes of them; nobody is picked without.
+    pub plan: Plan,
+}
+
+impl EndpointSet {
+    /// No endpoints.
+    pub fn empty(cluster: &str) -> EndpointSet {
+        EndpointSet { cluster: cluster.to_owned(), overprovisioning_factor: 140, ..EndpointSet::default() }
+    }
+}
+
+impl ArchivedEndpointSet {
+    /// The endpoint of a number of the plan.
+    pub fn endpoint(&self, number: u32) -> Option<&ArchivedEndpoint> {
+        let place = self.plan.places.get(number as usize)?;
+        let locality = self.localities.get(place.locality.to_native() as usize)?;
+        locality.endpoints.get(place.endpoint.to_native() as usize)
+    }
 }
 
 /// `config.endpoint.v3.LocalityLbEndpoints`.

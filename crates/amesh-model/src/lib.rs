@@ -20,6 +20,7 @@ pub mod filter;
 pub mod header;
 pub mod listener;
 pub mod matcher;
+pub mod plan;
 pub mod retry;
 pub mod route;
 pub mod route_index;

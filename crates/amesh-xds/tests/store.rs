@@ -124,7 +124,10 @@ impl Mesh {
             return vec!["no set".into()];
         };
         assert_eq!(set.cluster, cluster);
-        set.localities.iter().flat_map(|l| &l.endpoints).map(|e| e.address.to_string()).collect()
+        let ports: Vec<_> = set.localities.iter().flat_map(|l| &l.endpoints).map(|e| e.address.to_string()).collect();
+        // Who is not in the plan is never picked.
+        assert_eq!(set.plan.view.pools.iter().map(|p| p.members.len()).sum::<usize>(), ports.len());
+        ports
     }
 
     fn version(&self, kind: Kind, name: &str) -> &str {

@@ -2,7 +2,7 @@
 
 use super::{decode, move_user, same_name, Arrival, Good, Serving, Store, Type, Value};
 use crate::translate::{self, DnsCluster, DnsFamily, Invalid, Notes, Sockets, Source};
-use amesh_model::{cluster::Cluster, endpoint::EndpointSet, Kind};
+use amesh_model::{cluster::Cluster, endpoint::EndpointSet, plan, Kind};
 use envoy_types::pb::envoy::config::{cluster::v3 as cds, endpoint::v3 as eds};
 use prost::Message;
 use std::collections::BTreeSet;
@@ -24,7 +24,6 @@ pub(super) struct ClusterRecord {
 
 pub(super) struct Next {
     facts: Facts,
-    cluster: Box<Cluster>,
     inline: Option<EndpointSet>,
     deadline: Option<u64>,
 }
@@ -33,6 +32,7 @@ pub(super) struct Next {
 struct Facts {
     feed: Feed,
     sockets: Arc<Sockets>,
+    cluster: Arc<Cluster>,
 }
 
 #[derive(Clone)]
@@ -114,7 +114,8 @@ impl Store {
             Source::Dns(d) => (Feed::Dns(d), None, 0),
         };
         let (name, deadline) = (a.name.to_owned(), (wait > 0).then_some(a.now.saturating_add(wait)));
-        let next = Next { facts: Facts { feed, sockets: t.sockets }, cluster: Box::new(t.cluster), inline, deadline };
+        let facts = Facts { feed, sockets: t.sockets, cluster: Arc::new(t.cluster) };
+        let next = Next { facts, inline, deadline };
         let former = self.clusters.remove(&name);
         let (services, hosts) = former.as_ref().map(|f| (f.services(), f.hosts())).unwrap_or_default();
         let (mut good, live, waited, serving) = match former {
@@ -197,7 +198,7 @@ impl Store {
             Feed::Eds(_) | Feed::Dns(_) => match (came.or_else(|| self.endpoints(name, &facts, &version)), force) {
                 (Some(set), _) => Some(set),
                 (None, false) => return,
-                (None, true) => Some((nothing(name), version.clone())),
+                (None, true) => Some((EndpointSet::empty(name), version.clone())),
             },
         };
         let Some(record) = self.clusters.get_mut(name) else { return };
@@ -210,12 +211,18 @@ impl Store {
             self.deadlines.remove(&(at, Type::Cluster, name.to_owned()));
         }
         match set {
-            Some((set, version)) => self.publish(name, &version, Value::EndpointSet(set)),
+            Some((set, version)) => self.publish_endpoints(&facts, &version, set),
             None if had_endpoints => self.unpublish(Kind::EndpointSet, name),
             None => {}
         }
-        self.publish(name, &version, Value::Cluster(*next.cluster));
+        self.publish(name, &version, Value::Cluster(Cluster::clone(&facts.cluster)));
         self.refer(name, &services, &hosts);
+    }
+
+    /// Publishes the endpoints of a cluster, with the plan of how they are picked.
+    fn publish_endpoints(&mut self, facts: &Facts, version: &str, mut set: EndpointSet) {
+        plan::build(&mut set, &facts.cluster);
+        self.publish(&facts.cluster.name, version, Value::EndpointSet(set));
     }
 
     /// The endpoints of a cluster and their version; `None` when they did not come yet.
@@ -253,7 +260,7 @@ impl Store {
             // What is wrong with it, and what is to be said of it, does not depend on the cluster.
             notes = Notes::new();
             let set = translate::endpoint_set(name, &facts.sockets, &message, &mut notes)?;
-            sets.push((name.clone(), next.is_some(), set));
+            sets.push((facts.clone(), next.is_some(), set));
         }
         if sets.is_empty() {
             translate::endpoint_set(a.name, &Sockets::default(), &message, &mut notes)?;
@@ -262,10 +269,10 @@ impl Store {
         let former = self.assignments.remove(&service).map(|r| r.good);
         let good = self.keep(Type::ClusterLoadAssignment, a, notes, former);
         self.assignments.insert(service, AssignmentRecord { good });
-        for (name, waits, set) in sets {
+        for (facts, waits, set) in sets {
             match waits {
-                true => self.promote_with(&name, Some((set, version.clone())), false),
-                false => self.publish(&name, &version, Value::EndpointSet(set)),
+                true => self.promote_with(&facts.cluster.name, Some((set, version.clone())), false),
+                false => self.publish_endpoints(&facts, &version, set),
             }
         }
         Ok(())
@@ -333,8 +340,9 @@ impl Store {
             if record.next.as_ref().is_some_and(|n| uses(&n.facts)) {
                 self.promote_cluster(&name, false);
             } else if let Some(live) = record.live.as_ref().filter(|l| uses(l)) {
-                if let Some((set, version)) = self.endpoints(&name, live, &record.good.version) {
-                    self.publish(&name, &version, Value::EndpointSet(set));
+                let facts = live.clone();
+                if let Some((set, version)) = self.endpoints(&name, &facts, &record.good.version) {
+                    self.publish_endpoints(&facts, &version, set);
                 }
             }
         }
@@ -351,8 +359,4 @@ impl Store {
             _ => Vec::new(),
         }
     }
-}
-
-fn nothing(name: &str) -> EndpointSet {
-    EndpointSet { cluster: name.to_owned(), localities: Vec::new(), overprovisioning_factor: 140 }
 }

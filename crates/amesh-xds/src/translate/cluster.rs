@@ -344,11 +344,7 @@ fn source(
             }
             Ok(Source::Dns(Arc::new(dns)))
         }
-        (_, None) => Ok(Source::Inline(EndpointSet {
-            cluster: c.name.clone(),
-            localities: Vec::new(),
-            overprovisioning_factor: 140,
-        })),
+        (_, None) => Ok(Source::Inline(EndpointSet::empty(&c.name))),
         (_, Some(a)) => notes.within("load_assignment", |n| endpoint_set(&c.name, sockets, a, n)).map(Source::Inline),
     }
 }

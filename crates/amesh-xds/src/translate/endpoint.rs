@@ -33,11 +33,8 @@ pub fn endpoint_set(
             }),
         }
     });
-    Ok(EndpointSet {
-        cluster: cluster.to_owned(),
-        localities: localities.collect::<Result<_, _>>()?,
-        overprovisioning_factor,
-    })
+    let localities = localities.collect::<Result<_, _>>()?;
+    Ok(EndpointSet { localities, overprovisioning_factor, ..EndpointSet::empty(cluster) })
 }
 
 /// The places of a cluster by DNS, and its overprovisioning factor.
@@ -102,9 +99,9 @@ pub fn dns_assignment<'a>(cluster: &str, dns: &DnsCluster, resolved: impl Fn(&st
         .iter()
         .map(|l| Locality { endpoints: l.targets.iter().flat_map(expand).collect(), ..l.locality.clone() });
     EndpointSet {
-        cluster: cluster.to_owned(),
         localities: localities.collect(),
         overprovisioning_factor: dns.overprovisioning_factor,
+        ..EndpointSet::empty(cluster)
     }
 }
 

@@ -1,0 +1,86 @@
+//! Candidates where health at run time differs so much from what the control plane says that the plan does not hold.
+
+use super::{Candidates, Cells, RuntimeHealth, Turns};
+use amesh_model::cluster::ArchivedCluster;
+use amesh_model::endpoint::{ArchivedEndpoint, ArchivedEndpointSet, ArchivedHealthStatus};
+use amesh_model::plan::{effective_locality_weight, loads, ArchivedView, Census, Source, Wheel};
+
+/// An endpoint as it is now.
+struct Seen<'a> {
+    endpoint: &'a ArchivedEndpoint,
+    /// Index of its locality.
+    locality: usize,
+    priority: u32,
+    /// Weight of its locality.
+    weight: u32,
+    health: RuntimeHealth,
+}
+
+impl Seen<'_> {
+    fn is_in(&self, source: Source) -> bool {
+        match source {
+            Source::All => true,
+            Source::Healthy => self.health == RuntimeHealth::Healthy,
+            Source::Degraded => self.health == RuntimeHealth::Degraded,
+        }
+    }
+}
+
+fn count(source: Source, seen: &[Seen<'_>]) -> u64 {
+    seen.iter().filter(|s| s.is_in(source)).count() as u64
+}
+
+/// The candidates of one pick: of the members of a view, by the worse of what the control plane and the cells say.
+pub(super) fn candidates<'a>(
+    cluster: &ArchivedCluster,
+    set: &'a ArchivedEndpointSet,
+    view: &ArchivedView,
+    turns: &mut Turns<'_, impl Cells>,
+    random: &mut dyn FnMut() -> u64,
+) -> Option<Candidates<'a>> {
+    let look = |number: u32| {
+        let locality = set.plan.places.get(number as usize)?.locality.to_native() as usize;
+        let place = set.localities.get(locality)?;
+        let endpoint = set.endpoint(number)?;
+        let configured = match endpoint.health {
+            ArchivedHealthStatus::Healthy => RuntimeHealth::Healthy,
+            ArchivedHealthStatus::Degraded => RuntimeHealth::Degraded,
+            ArchivedHealthStatus::Unhealthy => RuntimeHealth::Unhealthy,
+        };
+        let health = configured.max(turns.cells.health(endpoint.cell.to_native()));
+        let (priority, weight) = (place.priority.to_native(), place.weight.to_native());
+        Some(Seen { endpoint, locality, priority, weight, health })
+    };
+    let seen: Vec<Seen<'a>> = view.members.iter().filter_map(|n| look(n.to_native())).collect();
+    let priorities: Vec<&[Seen<'a>]> = seen.chunk_by(|a, b| a.priority == b.priority).collect();
+    let census = |group: &&[Seen<'_>]| Census {
+        healthy: count(Source::Healthy, group),
+        degraded: count(Source::Degraded, group),
+        all: group.len() as u64,
+    };
+    let censuses: Vec<Census> = priorities.iter().map(census).collect();
+    let factor = set.overprovisioning_factor.to_native();
+    let place = random() % 100;
+    let mut end = 0;
+    let load = loads(&censuses, factor, cluster.healthy_panic_threshold).into_iter().find(|load| {
+        end += load.percent;
+        place < end
+    })?;
+    let mut group = *priorities.get(load.group)?;
+    let mut several = false;
+    if cluster.locality_weighted && load.source != Source::All {
+        let localities: Vec<&[Seen<'a>]> = group.chunk_by(|a, b| a.locality == b.locality).collect();
+        let weight = |l: &&[Seen<'_>]| {
+            let weight = l.first().map_or(0, |s| s.weight);
+            effective_locality_weight(weight, count(load.source, l), l.len() as u64, factor)
+        };
+        let wheel = Wheel::new(localities.iter().map(weight));
+        if wheel.units > 0 && localities.len() > 1 {
+            group = localities.get(wheel.at(wheel.turn(turns.locality())))?;
+            several = true;
+        }
+    }
+    let endpoints: Vec<&ArchivedEndpoint> = group.iter().filter(|s| s.is_in(load.source)).map(|s| s.endpoint).collect();
+    let wheel = Wheel::new(endpoints.iter().map(|e| u64::from(e.weight.to_native().max(1))));
+    Some(Candidates::Walked { endpoints, wheel, several })
+}

@@ -1,0 +1,77 @@
+//! What the thread works out once for all picks: who may be picked, with which share. It stands beside the endpoints in
+//! their slot, so that a worker picks without looking at each of them.
+//!
+//! A plan holds as long as no endpoint's health at run time differs from what the control plane says of it; how many may
+//! differ before anything but the endpoint itself changes is [`View::spare`].
+
+mod build;
+mod loads;
+mod wheel;
+
+pub use build::build;
+pub use loads::{effective_locality_weight, loads, Census, Load, Source};
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// See the module. Endpoints go by their number: their place in the set, in order.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Where the endpoint of a number stands.
+    pub places: Vec<Place>,
+    /// All endpoints.
+    pub view: View,
+}
+
+/// Where an endpoint stands in its set.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index of its locality.
+    pub locality: u32,
+    /// Its index there.
+    pub endpoint: u32,
+}
+
+/// Endpoints that are balanced together: all of a set, or a subset.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct View {
+    /// Their numbers, ascending; they are in the order of priorities, too.
+    pub members: Vec<u32>,
+    /// How requests are shared out over priorities; empty: there is nobody.
+    pub shares: Vec<Share>,
+    /// What shares point to.
+    pub pools: Vec<Pool>,
+    /// So many endpoints may fall ill at run time and still get no request, the others keeping their shares among
+    /// themselves: neither priorities nor localities nor panic would change.
+    pub spare: u32,
+}
+
+/// A share of the requests.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Share {
+    /// Where it ends, in per cent; it begins where the one before ends.
+    pub end: u32,
+    /// The first of its pools, one after the other.
+    pub pool: u32,
+    /// How its pools (localities) share; of one pool only: nothing is drawn.
+    pub localities: Wheel,
+}
+
+/// Endpoints to pick from.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// Their numbers.
+    pub members: Vec<u32>,
+    /// Their weights.
+    pub wheel: Wheel,
+}
+
+/// A round of turns by weight: every unit of weight is one turn of the round.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wheel {
+    /// Turns in a round: the sum of the weights over their greatest common divisor.
+    pub units: u64,
+    /// The walk through the units has steps of this length; prime to `units`, near its golden section.
+    pub step: u64,
+    /// Where the units of each end; empty: everyone has one.
+    pub ends: Vec<u64>,
+}

@@ -1,0 +1,133 @@
+//! Making of plans.
+
+use super::{effective_locality_weight, loads, Census, Load, Place, Plan, Pool, Share, Source, View, Wheel};
+use crate::cluster::Cluster;
+use crate::endpoint::{Endpoint, EndpointSet, HealthStatus};
+
+/// Makes the plan of a cluster's endpoints. Localities must stand in the order of their priorities.
+pub fn build(set: &mut EndpointSet, cluster: &Cluster) {
+    let places: Vec<Place> = (0..)
+        .zip(&set.localities)
+        .flat_map(|(locality, l)| (0..).zip(&l.endpoints).map(move |(endpoint, _)| Place { locality, endpoint }))
+        .collect();
+    let members = (0..places.len() as u32).collect();
+    let view = Builder { set, cluster, places: &places }.view(members);
+    set.plan = Plan { places, view };
+}
+
+struct Builder<'a> {
+    set: &'a EndpointSet,
+    cluster: &'a Cluster,
+    places: &'a [Place],
+}
+
+/// The members of one locality of one priority.
+struct Group<'a> {
+    /// Weight of the locality.
+    weight: u32,
+    members: &'a [u32],
+}
+
+impl Builder<'_> {
+    fn endpoint(&self, number: u32) -> Option<&Endpoint> {
+        let place = self.places.get(number as usize)?;
+        self.set.localities.get(place.locality as usize)?.endpoints.get(place.endpoint as usize)
+    }
+
+    fn locality(&self, number: u32) -> u32 {
+        self.places.get(number as usize).map_or(0, |p| p.locality)
+    }
+
+    fn priority(&self, number: u32) -> u32 {
+        self.set.localities.get(self.locality(number) as usize).map_or(0, |l| l.priority)
+    }
+
+    fn takes(&self, source: Source, number: u32) -> bool {
+        let health = self.endpoint(number).map_or(HealthStatus::Unhealthy, |e| e.health);
+        match source {
+            Source::All => true,
+            Source::Healthy => health == HealthStatus::Healthy,
+            Source::Degraded => health == HealthStatus::Degraded,
+        }
+    }
+
+    fn count(&self, source: Source, members: &[u32]) -> u64 {
+        members.iter().filter(|n| self.takes(source, **n)).count() as u64
+    }
+
+    fn view(&self, members: Vec<u32>) -> View {
+        let factor = self.set.overprovisioning_factor;
+        let priorities: Vec<&[u32]> = members.chunk_by(|a, b| self.priority(*a) == self.priority(*b)).collect();
+        let census = |members: &&[u32]| Census {
+            healthy: self.count(Source::Healthy, members),
+            degraded: self.count(Source::Degraded, members),
+            all: members.len() as u64,
+        };
+        let censuses: Vec<Census> = priorities.iter().map(census).collect();
+        let loads = loads(&censuses, factor, self.cluster.healthy_panic_threshold);
+        let mut view = View::default();
+        let mut end = 0;
+        for load in &loads {
+            let Some(group) = priorities.get(load.group) else { continue };
+            end += load.percent as u32;
+            let pool = view.pools.len() as u32;
+            let localities = self.pools(group, load.source, &mut view.pools);
+            view.shares.push(Share { end, pool, localities });
+        }
+        view.spare = self.spare(&loads, &priorities);
+        view.members = members;
+        view
+    }
+
+    /// Adds the pools of one share, and says how they share.
+    fn pools(&self, members: &[u32], source: Source, out: &mut Vec<Pool>) -> Wheel {
+        let groups = self.localities(members);
+        if self.cluster.locality_weighted && source != Source::All && groups.len() > 1 {
+            let factor = self.set.overprovisioning_factor;
+            let weight = |g: &Group<'_>| {
+                effective_locality_weight(g.weight, self.count(source, g.members), g.members.len() as u64, factor)
+            };
+            let weighted: Vec<(&Group<'_>, u64)> = groups.iter().map(|g| (g, weight(g))).filter(|g| g.1 > 0).collect();
+            if !weighted.is_empty() {
+                out.extend(weighted.iter().map(|(g, _)| self.pool(g.members, source)));
+                return Wheel::new(weighted.iter().map(|g| g.1));
+            }
+        }
+        out.push(self.pool(members, source));
+        Wheel::new([1])
+    }
+
+    fn localities<'m>(&self, members: &'m [u32]) -> Vec<Group<'m>> {
+        let weight = |m: &[u32]| {
+            let first = m.first().map_or(0, |n| self.locality(*n));
+            self.set.localities.get(first as usize).map_or(0, |l| l.weight)
+        };
+        let same = members.chunk_by(|a, b| self.locality(*a) == self.locality(*b));
+        same.map(|members| Group { weight: weight(members), members }).collect()
+    }
+
+    fn pool(&self, members: &[u32], source: Source) -> Pool {
+        let members: Vec<u32> = members.iter().copied().filter(|n| self.takes(source, *n)).collect();
+        let weight = |n: &u32| self.endpoint(*n).map_or(1, |e| u64::from(e.weight.max(1)));
+        Pool { wheel: Wheel::new(members.iter().map(weight)), members }
+    }
+
+    /// See [`View::spare`].
+    fn spare(&self, loads: &[Load], priorities: &[&[u32]]) -> u32 {
+        let [Load { group, source: Source::Healthy, .. }] = loads else { return 0 };
+        let Some(members) = priorities.get(*group) else { return 0 };
+        let factor = u64::from(self.set.overprovisioning_factor).max(1);
+        // As long as so many are healthy, they are available in full.
+        let spare = |members: &[u32]| {
+            let needed = (members.len() as u64 * 100).div_ceil(factor).max(1);
+            self.count(Source::Healthy, members).saturating_sub(needed)
+        };
+        let spare = match self.cluster.locality_weighted {
+            false => spare(members),
+            true => {
+                self.localities(members).iter().filter(|g| g.weight > 0).map(|g| spare(g.members)).min().unwrap_or(0)
+            }
+        };
+        u32::try_from(spare).unwrap_or(u32::MAX)
+    }
+}
