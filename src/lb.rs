@@ -127,22 +127,40 @@ impl Picked {
     }
 }
 
-/// Picks an endpoint of a cluster; `tried` are cells of endpoints not to pick again. The endpoint and its cluster count
+/// What a pick depends on, apart from the cluster.
+#[derive(Clone, Copy)]
+pub struct Choice<'a> {
+    /// Cells of endpoints not to pick again.
+    pub tried: &'a [u32],
+    /// The hash of the request or connection, where its policy gives one.
+    pub hash: Option<u64>,
+    /// See [`PickContext::host_selection_attempts`].
+    pub host_selection_attempts: u32,
+}
+
+impl<'a, T: AsRef<[u32]> + ?Sized> From<&'a T> for Choice<'a> {
+    /// Without a hash.
+    fn from(tried: &'a T) -> Choice<'a> {
+        Choice { tried: tried.as_ref(), hash: None, host_selection_attempts: 1 }
+    }
+}
+
+/// Picks an endpoint of a cluster, not one of those that were tried. The endpoint and its cluster count
 /// a request from now on: the result must come back by [`end`].
-pub fn pick(upstream: &Upstream<'_>, tried: &[u32]) -> Result<Picked, Reason> {
+pub fn pick<'a>(upstream: &Upstream<'_>, choice: impl Into<Choice<'a>>) -> Result<Picked, Reason> {
     zone::with_worker(|worker| {
         let (pin, tools) = worker.pin();
-        pick_pinned(&pin, tools, upstream, tried)
+        pick_pinned(&pin, tools, upstream, choice)
     })
     .unwrap_or(Err(Reason::NoZone))
 }
 
 /// [`pick`] under a pin that is held already.
-pub fn pick_pinned(
+pub fn pick_pinned<'a>(
     pin: &zone::Pin<'_>,
     tools: &mut zone::Tools,
     upstream: &Upstream<'_>,
-    tried: &[u32],
+    choice: impl Into<Choice<'a>>,
 ) -> Result<Picked, Reason> {
     let cluster = pin.cluster(upstream.hash, upstream.cluster).ok_or(Reason::NoCluster)?;
     if let Some(reason) = cluster.refuse.as_ref() {
@@ -157,7 +175,8 @@ pub fn pick_pinned(
     }
     let set = pin.endpoint_set(upstream.cluster).ok_or(Reason::NoHealthyUpstream)?;
     let mut random = || tools.random();
-    let mut context = PickContext { exclude: tried, ..PickContext::new(&mut random) };
+    let Choice { tried: exclude, hash, host_selection_attempts } = choice.into();
+    let mut context = PickContext { exclude, hash, host_selection_attempts, ..PickContext::new(&mut random) };
     let endpoint = lb::pick(cluster, set, pin, &mut context).map_err(|NoEndpoint| Reason::NoHealthyUpstream)?;
     tools.hostname.clear();
     tools.hostname.push_str(&endpoint.hostname);

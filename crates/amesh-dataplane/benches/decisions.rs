@@ -7,13 +7,13 @@ use amesh_dataplane::lb::{pick, Cells, PickContext, RuntimeHealth};
 use amesh_dataplane::path::normalize;
 use amesh_dataplane::regex::RegexCache;
 use amesh_dataplane::route::{decide, route as find, Decision};
-use amesh_model::address::{Address, Ip};
-use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
-use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
+use amesh_model::cluster::{HashFunction, LbPolicy};
+use amesh_model::endpoint::EndpointSet;
 use amesh_model::matcher::{HeaderMatch, QueryMatch, QueryParameterMatcher};
 use amesh_model::route::{PathSpecifier, Route, RouteMatch};
 use amesh_model::route_index::RouteIndex;
 use amesh_model::plan;
+use common::balancing::{cluster, endpoint, locality, planned};
 use common::*;
 use std::cell::Cell;
 use std::hint::black_box;
@@ -147,50 +147,33 @@ fn many_routes() {
 }
 
 fn picks(name: &str, endpoints: u32, ejected: u32, lb_policy: LbPolicy, weight: impl Fn(u32) -> u32) {
-    let endpoint = |cell: u32| Endpoint {
-        address: Address::Socket { ip: Ip::V4([10, 0, (cell >> 8) as u8, cell as u8]), port: 80 },
-        hostname: String::new(),
-        weight: weight(cell),
-        health: HealthStatus::Healthy,
-        refuse: None,
-        cell,
-    };
-    let locality = Locality {
-        region: String::new(),
-        zone: String::new(),
-        sub_zone: String::new(),
-        priority: 0,
-        weight: 0,
-        endpoints: (0..endpoints).map(endpoint).collect(),
-    };
-    let mut set = EndpointSet { localities: vec![locality], ..EndpointSet::empty("c") };
-    let cluster = Cluster {
-        name: "c".into(),
-        alt_stat_name: String::new(),
-        discovery: Discovery::Eds,
-        lb_policy,
-        connect_timeout: 5000,
-        protocol: UpstreamProtocol::Http1,
-        healthy_panic_threshold: 50,
-        locality_weighted: false,
-        idle_timeout: 0,
-        max_requests_per_connection: 0,
-        tcp_keepalive: None,
-        bind: Vec::new(),
-        refuse: None,
-        cell: 0,
-    };
-    plan::build(&mut set, &cluster);
-    let (cluster, set) = (stored(&cluster), stored(&set));
+    let endpoint = |cell: u32| endpoint(cell, weight(cell));
+    let localities = vec![locality(0, 0, (0..endpoints).map(endpoint).collect())];
+    let cluster = cluster(lb_policy);
+    let set = planned(&cluster, &EndpointSet { localities, ..EndpointSet::empty("c") });
+    let cluster = stored(&cluster);
     let counters = Counters(Cell::new(0), ejected);
+    let hashes = lb_policy.hashes();
     let mut x = 1u64;
     let mut random = move || {
         x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        x >> 16
+        x.rotate_left(32)
     };
     time(&format!("{name}, {endpoints} endpoints"), || {
-        black_box(pick(cluster, set, &counters, &mut PickContext::new(&mut random))).ok();
+        let hash = hashes.then(&mut random);
+        let mut context = PickContext { hash, ..PickContext::new(&mut random) };
+        black_box(pick(cluster, set, &counters, &mut context)).ok();
     });
+}
+
+/// Prints how long the plan of 1,000 endpoints takes, which the thread makes once an update.
+fn built(name: &str, lb_policy: LbPolicy) {
+    let localities = vec![locality(0, 0, (0..1000).map(|cell| endpoint(cell, 1)).collect())];
+    let cluster = cluster(lb_policy);
+    let mut set = EndpointSet { localities, ..EndpointSet::empty("c") };
+    let start = Instant::now();
+    (0..10).for_each(|_| plan::build(&mut set, &cluster));
+    println!("{:<48} {:>7} us", format!("{name}, plan of 1000 endpoints"), start.elapsed().as_micros() / 10);
 }
 
 fn main() {
@@ -206,6 +189,15 @@ fn main() {
         picks("least request", endpoints, 0, LbPolicy::LeastRequest { choice_count: 2 }, |_| 1);
         picks("random", endpoints, 0, LbPolicy::Random, |_| 1);
     }
+    let function = HashFunction::XxHash;
+    let ring = LbPolicy::RingHash { minimum_ring_size: 1024, maximum_ring_size: 8 << 20, function };
+    picks("ring hash", 1000, 0, ring, |_| 1);
+    let ring = LbPolicy::RingHash { minimum_ring_size: 100_000, maximum_ring_size: 8 << 20, function };
+    picks("ring hash, ring of 100,000", 1000, 0, ring, |_| 1);
+    picks("Maglev", 1000, 0, LbPolicy::Maglev { table_size: 65_537 }, |_| 1);
+    picks("Maglev, 5 ejected", 1000, 5, LbPolicy::Maglev { table_size: 65_537 }, |_| 1);
+    built("ring hash", ring);
+    built("Maglev", LbPolicy::Maglev { table_size: 65_537 });
     picks("round robin, 5 ejected", 1000, 5, LbPolicy::RoundRobin, |_| 1);
     picks("round robin, 500 ejected", 1000, 500, LbPolicy::RoundRobin, |_| 1);
 }

@@ -9,6 +9,7 @@
 pub mod cors;
 pub mod fault;
 pub mod forwarded;
+pub mod hash;
 pub mod header;
 pub mod inspect;
 pub mod lb;

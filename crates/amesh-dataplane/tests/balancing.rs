@@ -3,10 +3,9 @@
 mod common;
 
 use amesh_dataplane::lb::{pick, weighted_pick, Cells, NoEndpoint, PickContext, RuntimeHealth};
-use amesh_model::address::{Address, Ip};
-use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
-use amesh_model::endpoint::{ArchivedEndpointSet, Endpoint, EndpointSet, HealthStatus, Locality};
-use amesh_model::plan;
+use amesh_model::cluster::{Cluster, LbPolicy};
+use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
+use common::balancing::{cluster, endpoint, locality, planned, random};
 use common::stored;
 use proptest::prelude::*;
 use std::cell::Cell;
@@ -34,45 +33,6 @@ impl Cells for Counters {
     }
 }
 
-/// A random number that repeats from test to test (xorshift).
-fn random() -> impl FnMut() -> u64 {
-    let mut x = 0x9e37_79b9_7f4a_7c15_u64;
-    move || {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-}
-
-fn cluster(lb_policy: LbPolicy) -> Cluster {
-    Cluster {
-        name: "c".into(),
-        alt_stat_name: String::new(),
-        discovery: Discovery::Eds,
-        lb_policy,
-        connect_timeout: 5000,
-        protocol: UpstreamProtocol::Http1,
-        healthy_panic_threshold: 50,
-        locality_weighted: false,
-        idle_timeout: 0,
-        max_requests_per_connection: 0,
-        tcp_keepalive: None,
-        bind: Vec::new(),
-        refuse: None,
-        cell: 0,
-    }
-}
-
-fn locality(priority: u32, weight: u32, endpoints: Vec<Endpoint>) -> Locality {
-    Locality { region: String::new(), zone: String::new(), sub_zone: String::new(), priority, weight, endpoints }
-}
-
-fn endpoint(cell: u32, weight: u32) -> Endpoint {
-    let address = Address::Socket { ip: Ip::V4([10, 0, 0, 1]), port: 80 };
-    Endpoint { address, hostname: String::new(), weight, health: HealthStatus::Healthy, refuse: None, cell }
-}
-
 fn sick(cell: u32) -> Endpoint {
     Endpoint { health: HealthStatus::Unhealthy, ..endpoint(cell, 1) }
 }
@@ -87,13 +47,6 @@ fn set(localities: Vec<Locality>) -> EndpointSet {
 
 fn one(endpoints: Vec<Endpoint>) -> EndpointSet {
     set(vec![locality(0, 0, endpoints)])
-}
-
-/// The endpoints as the thread publishes them.
-fn planned(cluster: &Cluster, set: &EndpointSet) -> &'static ArchivedEndpointSet {
-    let mut set = set.clone();
-    plan::build(&mut set, cluster);
-    stored(&set)
 }
 
 /// The cells of `n` picks, in their order.

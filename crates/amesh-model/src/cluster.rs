@@ -1,6 +1,7 @@
 //! Clusters (`config.cluster.v3`).
 
 use crate::address::Ip;
+use crate::hash_policy::HashPolicy;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// A cluster (`config.cluster.v3.Cluster`). Its endpoints are an [`crate::endpoint::EndpointSet`] of the same name.
@@ -14,6 +15,8 @@ pub struct Cluster {
     pub discovery: Discovery,
     /// Which endpoint is picked.
     pub lb_policy: LbPolicy,
+    /// How endpoints are hashed, where the policy does.
+    pub hashing: Hashing,
     /// Time to connect in ms; 5 s by default.
     pub connect_timeout: u64,
     /// Protocol to the endpoints.
@@ -63,8 +66,57 @@ pub enum LbPolicy {
     },
     /// Random; weights are not looked at.
     Random,
+    /// The endpoint on a ring of hashes that follows the hash of the request.
+    RingHash {
+        /// `minimum_ring_size`; 1024 by default.
+        minimum_ring_size: u64,
+        /// `maximum_ring_size`; 8 Mi by default.
+        maximum_ring_size: u64,
+        /// What hashes the keys of endpoints.
+        function: HashFunction,
+    },
+    /// The endpoint in a Maglev table at the hash of the request.
+    Maglev {
+        /// `table_size`, a prime; 65537 by default.
+        table_size: u64,
+    },
     /// Goes with [`Discovery::OriginalDst`].
     ClusterProvided,
+}
+
+impl LbPolicy {
+    /// Whether the hash of the request decides.
+    pub fn hashes(self) -> bool {
+        matches!(self, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. })
+    }
+}
+
+impl ArchivedLbPolicy {
+    /// As [`LbPolicy::hashes`].
+    pub fn hashes(&self) -> bool {
+        matches!(self, ArchivedLbPolicy::RingHash { .. } | ArchivedLbPolicy::Maglev { .. })
+    }
+}
+
+/// `RingHashLbConfig.HashFunction`.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashFunction {
+    /// `XX_HASH`.
+    XxHash,
+    /// `MURMUR_HASH_2`.
+    MurmurHash2,
+}
+
+/// `ConsistentHashingLbConfig`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hashing {
+    /// The host name of an endpoint is hashed, not its address.
+    pub use_hostname_for_hashing: bool,
+    /// `hash_balance_factor`: an endpoint takes no more requests than so many per cent of its part of all active ones;
+    /// 0: any number.
+    pub balance_factor: u32,
+    /// Goes before the hash policy of the route; empty: the route's.
+    pub policy: Vec<HashPolicy>,
 }
 
 /// Protocol to the endpoints (`extensions.upstreams.http.v3.HttpProtocolOptions`).

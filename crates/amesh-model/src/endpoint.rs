@@ -57,6 +57,10 @@ pub struct Endpoint {
     pub address: Address,
     /// Its host name (`auto_host_rewrite`); may be empty.
     pub hostname: String,
+    /// What is hashed for it (`hash_key` in the metadata `envoy.lb`); empty: its address, or its host name. Only plans are
+    /// made of it: it is not archived.
+    #[rkyv(with = rkyv::with::Skip)]
+    pub hash_key: String,
     /// Its share, at least 1.
     pub weight: u32,
     /// Its health as the control plane says.

@@ -17,6 +17,7 @@ pub mod address;
 pub mod cluster;
 pub mod endpoint;
 pub mod filter;
+pub mod hash_policy;
 pub mod header;
 pub mod listener;
 pub mod matcher;

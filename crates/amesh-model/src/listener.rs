@@ -125,6 +125,8 @@ pub struct TcpProxy {
     pub max_downstream_connection_duration: u64,
     /// Endpoints tried, at least 1.
     pub max_connect_attempts: u32,
+    /// The address of the client is hashed (`hash_policy.source_ip`), for clusters that pick by hash.
+    pub hash_source_ip: bool,
 }
 
 /// An HTTP connection manager (`extensions.filters.network.http_connection_manager.v3`).

@@ -5,6 +5,7 @@
 //! differ before anything but the endpoint itself changes is [`View::spare`].
 
 mod build;
+mod hashing;
 mod loads;
 mod wheel;
 
@@ -63,6 +64,38 @@ pub struct Pool {
     pub members: Vec<u32>,
     /// Their weights.
     pub wheel: Wheel,
+    /// Who takes which hash, where the policy hashes.
+    pub table: Table,
+    /// Their weights as parts of 1, where the load of each is bounded (`hash_balance_factor`); else empty.
+    pub parts: Vec<f64>,
+}
+
+/// Who takes which hash.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Table {
+    /// Nobody: hashes do not decide, or there is nobody.
+    #[default]
+    None,
+    /// Whose hash follows.
+    Ring {
+        /// Ascending.
+        hashes: Vec<u64>,
+        /// Whose they are.
+        owners: Owners,
+    },
+    /// By the remainder.
+    Maglev(Owners),
+}
+
+/// Indexes of [`Pool::members`], in the smallest form that holds them all.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// Up to 256 members.
+    U8(Vec<u8>),
+    /// Up to 65,536 members.
+    U16(Vec<u16>),
+    /// More.
+    U32(Vec<u32>),
 }
 
 /// A round of turns by weight: every unit of weight is one turn of the round.

@@ -1,6 +1,7 @@
 //! Route tables (`config.route.v3`).
 
 use crate::filter::{Cors, Fault};
+use crate::hash_policy::HashPolicy;
 use crate::header::HeaderEdits;
 use crate::matcher::{Fraction, HeaderMatcher, QueryParameterMatcher, Regex};
 use crate::retry::RetryPolicy;
@@ -154,6 +155,8 @@ pub struct ForwardAction {
     pub append_x_forwarded_host: bool,
     /// Time for the whole response in ms, all tries and pauses within it; 0: none. Envoy's default is 15 s.
     pub timeout: u64,
+    /// What is hashed of a request, for clusters that pick by hash.
+    pub hash_policy: Vec<HashPolicy>,
     /// Time without a byte in either direction in ms; `None`: as the connection manager says; 0: none.
     pub idle_timeout: Option<u64>,
     /// How long a stream may last.

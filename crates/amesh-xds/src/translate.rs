@@ -29,6 +29,7 @@ mod endpoint;
 mod fault;
 mod filter;
 mod format;
+mod hash_policy;
 mod hcm;
 mod lb;
 mod listener;

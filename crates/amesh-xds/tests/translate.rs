@@ -74,6 +74,33 @@ fn rejects<T>(
 }
 
 #[test]
+fn hash_policies_that_make_no_sense() {
+    let policy = |p: &str| format!("route: {{hash_policy: [{p}], cluster: c}}");
+    let at = |f: &str| format!("virtual_hosts[0].routes[0].route.hash_policy[0].{f}");
+    for (p, field, reason) in [
+        ("{terminal: true}", "policy_specifier", "is not set"),
+        ("{header: {header_name: \"\"}}", "header.header_name", ""),
+        ("{cookie: {name: \"\"}}", "cookie.name", "is empty"),
+        ("{cookie: {name: a, path: \"/\\r\"}}", "cookie", "control character"),
+        ("{query_parameter: {name: \"\"}}", "query_parameter.name", "is empty"),
+        (
+            "{header: {header_name: a, regex_rewrite: {pattern: {regex: \"(\"}}}}",
+            "header.regex_rewrite.pattern.regex",
+            "",
+        ),
+    ] {
+        rejects(TABLE, table, &[("route: {cluster: c}", &policy(p), &at(field), reason)]);
+    }
+    let mut notes = Notes::new();
+    let ignored = with(TABLE, "route: {cluster: c}", &policy("{filter_state: {key: k}}, {connection_properties: {}}"));
+    let table = table(&ignored, &mut notes).unwrap();
+    let RouteAction::Route(route) = &table.virtual_hosts[0].routes[0].action else { panic!() };
+    assert!(route.hash_policy.is_empty());
+    let (note, _) = notes.iter().next().unwrap();
+    assert_eq!(note.field, "virtual_hosts[].routes[].route.hash_policy[].filter_state");
+}
+
+#[test]
 fn route_tables_that_make_no_sense() {
     let r0 = "virtual_hosts[0].routes[0]";
     let at = |f: &str| format!("{r0}.{f}");
@@ -313,6 +340,36 @@ fn clusters_that_make_no_sense() {
             ("{name: c,", "{", "name", "is empty"),
             ("type: STATIC,", "type: STATIC, connect_timeout: 0s,", "connect_timeout", "above 0"),
             ("type: STATIC,", "type: 99,", "type", "no value"),
+            (
+                "type: STATIC,",
+                "lb_policy: RING_HASH, ring_hash_lb_config: {minimum_ring_size: 9, maximum_ring_size: 8},",
+                "ring_hash_lb_config.minimum_ring_size",
+                "above maximum_ring_size, 8",
+            ),
+            (
+                "type: STATIC,",
+                "lb_policy: RING_HASH, ring_hash_lb_config: {maximum_ring_size: 8388609},",
+                "ring_hash_lb_config.maximum_ring_size",
+                "above 8388608",
+            ),
+            (
+                "type: STATIC,",
+                "lb_policy: MAGLEV, maglev_lb_config: {table_size: 65536},",
+                "maglev_lb_config.table_size",
+                "not a prime",
+            ),
+            (
+                "type: STATIC,",
+                "common_lb_config: {consistent_hashing_lb_config: {hash_balance_factor: 99}},",
+                "common_lb_config.consistent_hashing_lb_config.hash_balance_factor",
+                "below 100",
+            ),
+            (
+                "type: STATIC,",
+                "common_lb_config: {consistent_hashing_lb_config: {use_hostname_for_hashing: true}},",
+                "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing",
+                "STRICT_DNS",
+            ),
             ("type: STATIC,", "type: EDS,", "eds_cluster_config.eds_config", "is not set"),
             ("type: STATIC,", "type: ORIGINAL_DST,", "lb_policy", "CLUSTER_PROVIDED"),
             (

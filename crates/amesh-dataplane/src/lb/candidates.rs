@@ -40,6 +40,11 @@ impl<'a> Candidates<'a> {
         }
     }
 
+    /// Whether an endpoint is one of those that were found by looking.
+    pub(super) fn has(&self, endpoint: &ArchivedEndpoint) -> bool {
+        matches!(self, Candidates::Walked { endpoints, .. } if endpoints.iter().any(|e| std::ptr::eq(*e, endpoint)))
+    }
+
     /// Units of weight in all; above 0 as soon as there is anybody.
     pub(super) fn units(&self) -> u64 {
         match self {

@@ -9,12 +9,14 @@
 //!   differ Envoy keeps a schedule by weight over active requests; here candidates are drawn by weight and the fewest
 //!   active requests for their weight win, which gives the same shares when idle and evens out the same quantity.
 //! * Random does not look at weights, as in Envoy.
+//! * Ring hash and Maglev look the hash of the request ([`crate::hash`]) up in a table.
 //!
 //! The thread has worked out who may be picked ([`amesh_model::plan`]), so that a pick does not look at every endpoint.
 //! Where endpoints fell ill at run time they are drawn and passed over while that changes nothing else; where it does,
 //! the pick looks at each endpoint once (`walk`).
 
 mod candidates;
+mod hashed;
 mod walk;
 
 use amesh_model::cluster::{ArchivedCluster, ArchivedLbPolicy};
@@ -60,12 +62,17 @@ pub struct PickContext<'a> {
     pub random: &'a mut dyn FnMut() -> u64,
     /// Cells of endpoints that were tried already; they are taken again only where there is no other.
     pub exclude: &'a [u32],
+    /// The hash of the request, where the cluster's policy wants one; `None`: a random one.
+    pub hash: Option<u64>,
+    /// Policies by hash look at so many places for an endpoint that was not tried (`host_selection_retry_max_attempts`
+    /// and one; Envoy's is 1 for first tries and where no retry host predicate asks for more).
+    pub host_selection_attempts: u32,
 }
 
 impl<'a> PickContext<'a> {
     /// Of a first try.
     pub fn new(random: &'a mut dyn FnMut() -> u64) -> PickContext<'a> {
-        PickContext { random, exclude: &[] }
+        PickContext { random, exclude: &[], hash: None, host_selection_attempts: 1 }
     }
 }
 
@@ -85,6 +92,9 @@ pub fn pick<'a>(
     context: &mut PickContext<'_>,
 ) -> Result<&'a ArchivedEndpoint, NoEndpoint> {
     let view = &set.plan.view;
+    if cluster.lb_policy.hashes() {
+        return hashed::pick(cluster, set, view, cells, context);
+    }
     let ill = cells.unhealthy(cluster.cell.to_native());
     let mut turns = Turns { cells, cluster: cluster.cell.to_native(), drawn: None };
     let candidates = match ill > view.spare.to_native() {
@@ -153,9 +163,10 @@ fn draw<'a>(
     random: &mut dyn FnMut() -> u64,
 ) -> Option<&'a ArchivedEndpoint> {
     match cluster.lb_policy {
-        ArchivedLbPolicy::Random | ArchivedLbPolicy::ClusterProvided => {
-            candidates.nth((random() % candidates.len() as u64) as usize)
-        }
+        ArchivedLbPolicy::Random
+        | ArchivedLbPolicy::ClusterProvided
+        | ArchivedLbPolicy::RingHash { .. }
+        | ArchivedLbPolicy::Maglev { .. } => candidates.nth((random() % candidates.len() as u64) as usize),
         ArchivedLbPolicy::LeastRequest { choice_count } => {
             least_request(candidates, turns.cells, random, choice_count.to_native())
         }

@@ -1,6 +1,8 @@
 //! Builders of small models, and their archived form.
 #![allow(dead_code)] // Each suite uses its part.
 
+pub mod balancing;
+
 use amesh_dataplane::route::RequestHead;
 use amesh_model::header::HeaderEdits;
 use amesh_model::listener::{
@@ -119,6 +121,7 @@ pub fn forward(cluster: &str) -> ForwardAction {
         host_rewrite: HostRewrite::None,
         append_x_forwarded_host: false,
         timeout: 0,
+        hash_policy: Vec::new(),
         idle_timeout: None,
         max_stream_duration: Default::default(),
         max_grpc_timeout: None,
@@ -226,6 +229,7 @@ pub fn chain(name: &str, filter_chain_match: FilterChainMatch) -> FilterChain {
         idle_timeout: 0,
         max_downstream_connection_duration: 0,
         max_connect_attempts: 1,
+        hash_source_ip: false,
     });
     FilterChain { name: name.into(), filter_chain_match, action }
 }

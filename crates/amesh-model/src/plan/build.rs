@@ -1,8 +1,10 @@
 //! Making of plans.
 
-use super::{effective_locality_weight, loads, Census, Load, Place, Plan, Pool, Share, Source, View, Wheel};
-use crate::cluster::Cluster;
-use crate::endpoint::{Endpoint, EndpointSet, HealthStatus};
+use super::hashing::{self, Weighted};
+use super::{effective_locality_weight, loads, Census, Load, Place, Plan, Pool, Share, Source, Table, View, Wheel};
+use crate::cluster::{Cluster, LbPolicy};
+use crate::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
+use std::collections::BTreeMap;
 
 /// Makes the plan of a cluster's endpoints. Localities must stand in the order of their priorities.
 pub fn build(set: &mut EndpointSet, cluster: &Cluster) {
@@ -38,8 +40,12 @@ impl Builder<'_> {
         self.places.get(number as usize).map_or(0, |p| p.locality)
     }
 
+    fn place(&self, number: u32) -> Option<&Locality> {
+        self.set.localities.get(self.locality(number) as usize)
+    }
+
     fn priority(&self, number: u32) -> u32 {
-        self.set.localities.get(self.locality(number) as usize).map_or(0, |l| l.priority)
+        self.place(number).map_or(0, |l| l.priority)
     }
 
     fn takes(&self, source: Source, number: u32) -> bool {
@@ -66,12 +72,22 @@ impl Builder<'_> {
         let censuses: Vec<Census> = priorities.iter().map(census).collect();
         let loads = loads(&censuses, factor, self.cluster.healthy_panic_threshold);
         let mut view = View::default();
+        let mut tables = BTreeMap::new();
         let mut end = 0;
         for load in &loads {
             let Some(group) = priorities.get(load.group) else { continue };
             end += load.percent as u32;
-            let pool = view.pools.len() as u32;
-            let localities = self.pools(group, load.source, &mut view.pools);
+            let (pool, localities) = match self.cluster.lb_policy.hashes() {
+                false => (view.pools.len() as u32, self.pools(group, load.source, &mut view.pools)),
+                // One table a priority: there is none for degraded endpoints.
+                true => {
+                    let at = *tables.entry(load.group).or_insert_with(|| {
+                        view.pools.push(self.hashed(group, load.source == Source::All));
+                        view.pools.len() as u32 - 1
+                    });
+                    (at, Wheel::new([1]))
+                }
+            };
             view.shares.push(Share { end, pool, localities });
         }
         view.spare = self.spare(&loads, &priorities);
@@ -98,10 +114,7 @@ impl Builder<'_> {
     }
 
     fn localities<'m>(&self, members: &'m [u32]) -> Vec<Group<'m>> {
-        let weight = |m: &[u32]| {
-            let first = m.first().map_or(0, |n| self.locality(*n));
-            self.set.localities.get(first as usize).map_or(0, |l| l.weight)
-        };
+        let weight = |m: &[u32]| m.first().and_then(|n| self.place(*n)).map_or(0, |l| l.weight);
         let same = members.chunk_by(|a, b| self.locality(*a) == self.locality(*b));
         same.map(|members| Group { weight: weight(members), members }).collect()
     }
@@ -109,7 +122,54 @@ impl Builder<'_> {
     fn pool(&self, members: &[u32], source: Source) -> Pool {
         let members: Vec<u32> = members.iter().copied().filter(|n| self.takes(source, *n)).collect();
         let weight = |n: &u32| self.endpoint(*n).map_or(1, |e| u64::from(e.weight.max(1)));
-        Pool { wheel: Wheel::new(members.iter().map(weight)), members }
+        Pool { wheel: Wheel::new(members.iter().map(weight)), members, table: Table::None, parts: Vec::new() }
+    }
+
+    /// The endpoints of one priority with their table: the healthy ones, or all in panic. Localities that are weighed
+    /// are in the order of their names, as in Envoy.
+    fn hashed(&self, members: &[u32], panic: bool) -> Pool {
+        let source = if panic { Source::All } else { Source::Healthy };
+        let mut weighted = Vec::new();
+        if self.cluster.locality_weighted {
+            let name = |l: Option<&Locality>| l.map(|l| (l.region.clone(), l.zone.clone(), l.sub_zone.clone()));
+            let mut groups = self.localities(members);
+            groups.sort_by_key(|g| name(g.members.first().and_then(|n| self.place(*n))));
+            let sum: u64 = groups.iter().map(|g| u64::from(g.weight)).sum();
+            for group in groups.iter().filter(|g| g.weight > 0) {
+                self.normalize(group.members, source, f64::from(group.weight) / sum as f64, &mut weighted);
+            }
+        } else {
+            self.normalize(members, source, 1.0, &mut weighted);
+        }
+        let table = match self.cluster.lb_policy {
+            LbPolicy::RingHash { minimum_ring_size, maximum_ring_size, function } => {
+                hashing::ring(&weighted, minimum_ring_size, maximum_ring_size, function)
+            }
+            LbPolicy::Maglev { table_size } => hashing::maglev(&weighted, table_size),
+            _ => Table::None,
+        };
+        let bounded = self.cluster.hashing.balance_factor > 0;
+        Pool {
+            members: weighted.iter().map(|w| w.number).collect(),
+            wheel: Wheel::default(),
+            table,
+            parts: weighted.iter().map(|w| w.part).filter(|_| bounded).collect(),
+        }
+    }
+
+    /// Adds those endpoints with their parts of `whole` (`normalizeHostWeights`).
+    fn normalize(&self, members: &[u32], source: Source, whole: f64, out: &mut Vec<Weighted>) {
+        let hosts =
+            || members.iter().filter(|n| self.takes(source, **n)).filter_map(|n| Some((*n, self.endpoint(*n)?)));
+        let sum: u64 = hosts().map(|(_, e)| u64::from(e.weight.max(1))).sum();
+        out.extend(hosts().map(|(number, e)| {
+            let key = match (e.hash_key.as_str(), self.cluster.hashing.use_hostname_for_hashing) {
+                ("", true) => e.hostname.clone(),
+                ("", false) => e.address.to_string(),
+                (key, _) => key.to_owned(),
+            };
+            Weighted { number, key, part: f64::from(e.weight.max(1)) * whole / sum as f64 }
+        }));
     }
 
     /// See [`View::spare`].

@@ -4,7 +4,7 @@ use super::format::{self, name as header_name};
 use super::notes::{ignored, unsupported, Set};
 use super::route::Inherited;
 use super::value::{enumeration, inline, millis, u32_or};
-use super::{filter, matcher, retry, Invalid, Notes};
+use super::{filter, hash_policy, matcher, retry, Invalid, Notes};
 use amesh_model::header::Format;
 use amesh_model::route::{
     ClusterSpecifier, DirectResponseAction, ForwardAction, HostRewrite, MaxStreamDuration, MirrorPolicy, PathRewrite,
@@ -72,7 +72,6 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
     ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
     ignored!(notes, "there are no circuit breakers"; priority);
     ignored!(notes, "there is no rate limit filter"; rate_limits, include_vh_rate_limits);
-    ignored!(notes, "endpoints are not picked by a hash"; hash_policy);
     ignored!(notes, "upgrades are as the connection manager says"; upgrade_configs);
     ignored!(notes, "early data is not used"; early_data_policy);
     ignored!(notes, "redirects of an endpoint go to the client";
@@ -106,6 +105,7 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
         path_rewrite,
         host_rewrite: host_rewrite(host_rewrite_specifier, notes)?,
         append_x_forwarded_host: *append_x_forwarded_host,
+        hash_policy: hash_policy::hash_policy(hash_policy, "hash_policy", notes)?,
         timeout: millis(timeout, "timeout", notes)?.unwrap_or(15_000),
         idle_timeout: millis(idle_timeout, "idle_timeout", notes)?,
         max_stream_duration: self::max_stream_duration(max_stream_duration, notes)?,

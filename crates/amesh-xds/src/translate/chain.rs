@@ -164,6 +164,7 @@ pub(super) fn no_two_match_alike(chains: &[FilterChain], notes: &Notes) -> Resul
 }
 
 fn tcp_proxy(proxy: &tcp::TcpProxy, notes: &mut Notes) -> Result<ChainAction, Invalid> {
+    use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier as Hash;
     use tcp::tcp_proxy::ClusterSpecifier as S;
     let tcp::TcpProxy {
         stat_prefix,
@@ -195,12 +196,15 @@ fn tcp_proxy(proxy: &tcp::TcpProxy, notes: &mut Notes) -> Result<ChainAction, In
     ignored!(notes, "nginx writes its own access logs";
         access_log, access_log_flush_interval, flush_access_log_on_connected, access_log_options);
     ignored!(notes, "endpoints are tried without a pause"; backoff_options);
-    ignored!(notes, "endpoints are not picked by a hash"; hash_policy);
     ignored!(notes, "the duration has no jitter"; max_downstream_connection_duration_jitter_percentage);
     ignored!(notes, "there is no PROXY protocol to the endpoint"; proxy_protocol_tlvs);
     ignored!(notes, "endpoints are connected at once"; upstream_connect_mode, max_early_data_bytes, check_drain_close);
     if stat_prefix.is_empty() {
         return Err(notes.invalid("stat_prefix", "is empty"));
+    }
+    let hash_source_ip = hash_policy.iter().any(|p| matches!(p.policy_specifier, Some(Hash::SourceIp(_))));
+    if hash_policy.iter().any(|p| matches!(p.policy_specifier, Some(Hash::FilterState(_)))) {
+        notes.ignored("hash_policy[].filter_state", "there is no filter state, so it gives no hash");
     }
     let no_cluster = "is empty: the name of a cluster is needed";
     let clusters = match cluster_specifier {
@@ -238,6 +242,7 @@ fn tcp_proxy(proxy: &tcp::TcpProxy, notes: &mut Notes) -> Result<ChainAction, In
         )?
         .unwrap_or(0),
         max_connect_attempts: at_least(max_connect_attempts, 1, 1, "max_connect_attempts", notes)?,
+        hash_source_ip,
     };
     if tunneling_config.is_some() {
         return Ok(ChainAction::Refuse(notes.refused("tunneling_config", "bytes would leave without the tunnel")));

@@ -200,7 +200,9 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         connect_timeout: positive_millis(connect_timeout, "connect_timeout", notes)?.unwrap_or(5000),
         protocol: http.protocol,
         healthy_panic_threshold,
-        locality_weighted: weighted || policy.locality_weighted,
+        // A policy in the newer form brings its own.
+        locality_weighted: if c.load_balancing_policy.is_some() { policy.locality_weighted } else { weighted },
+        hashing: policy.hashing,
         idle_timeout: http.idle_timeout,
         max_requests_per_connection: http.max_requests,
         tcp_keepalive: upstream_connection_options
@@ -405,7 +407,7 @@ fn explicit_options(
     ignored!(notes, "headers are validated as nginx does"; header_validation_config);
     ignored!(notes, "endpoints are not ejected"; outlier_detection);
     ignored!(notes, "requests are not mirrored"; request_mirror_policies);
-    ignored!(notes, "endpoints are not picked by a hash"; hash_policy);
+    ignored!(notes, "a request is hashed as its route or the balancing policy says"; hash_policy);
     ignored!(notes, "retries are those that the route asks for"; retry_policy);
     if let Some(why) = filter::upstream_filters(http_filters, "http_filters", notes) {
         *refuse = Some(why);
@@ -461,13 +463,12 @@ fn common_lb(l: &pb::cluster::CommonLbConfig, notes: &mut Notes) -> Result<(u8, 
         update_merge_window: _,
         ignore_new_hosts_until_first_hc,
         close_connections_on_host_set_change,
-        consistent_hashing_lb_config,
+        consistent_hashing_lb_config: _,
         override_host_status,
         locality_config_specifier,
     } = l;
     ignored!(notes, "endpoints are not probed"; ignore_new_hosts_until_first_hc, override_host_status);
     ignored!(notes, "connections are kept"; close_connections_on_host_set_change);
-    ignored!(notes, "endpoints are not picked by a hash"; consistent_hashing_lb_config);
     let weighted = match locality_config_specifier {
         None => false,
         Some(S::LocalityWeightedLbConfig(_)) => true,

@@ -8,7 +8,7 @@ use super::{Invalid, Notes, Sockets};
 use amesh_model::address::{Address, Ip};
 use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
 use envoy_types::pb::envoy::config::{core::v3 as core, endpoint::v3 as pb};
-use envoy_types::pb::google::protobuf::Struct;
+use envoy_types::pb::google::protobuf::{value::Kind, Struct};
 use std::net::{IpAddr, SocketAddr};
 
 /// The endpoints of `cluster`, joined with its transport sockets.
@@ -221,6 +221,7 @@ fn lb_endpoint(
     }
     let endpoint = Endpoint {
         address,
+        hash_key: hash_key(metadata),
         hostname: if hostname.is_empty() { host.clone().unwrap_or_default() } else { hostname.clone() },
         weight: at_least(load_balancing_weight, 1, 1, "load_balancing_weight", notes)?,
         health: match enumeration::<H>(*health_status, "health_status", notes)? {
@@ -232,4 +233,13 @@ fn lb_endpoint(
         cell: 0,
     };
     Ok(DnsTarget { host, port, endpoint })
+}
+
+/// What is hashed for an endpoint instead of its address (`hash_key`); empty: nothing.
+fn hash_key(metadata: &Option<core::Metadata>) -> String {
+    let value = metadata.as_ref().and_then(|m| m.filter_metadata.get("envoy.lb")?.fields.get("hash_key"));
+    match value.and_then(|v| v.kind.as_ref()) {
+        Some(Kind::StringValue(key)) => key.clone(),
+        _ => String::new(),
+    }
 }

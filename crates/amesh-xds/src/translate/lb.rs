@@ -2,21 +2,25 @@
 
 use super::notes::{ignored, Set};
 use super::value::{at_least, enumeration, type_name, unpack};
-use super::{Invalid, Notes};
-use amesh_model::cluster::LbPolicy;
+use super::{hash_policy, Invalid, Notes};
+use amesh_model::cluster::{HashFunction, Hashing, LbPolicy};
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::extensions::load_balancing_policies as ext;
-use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 use pb::cluster::LbConfig;
 
 /// How a cluster picks.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Policy {
     pub policy: LbPolicy,
     pub locality_weighted: bool,
+    pub hashing: Hashing,
 }
 
-const NO_HASH: &str = "endpoints are not picked by a hash: it is picked at random";
+/// The largest ring, and its default.
+const RING_SIZE: u64 = 8 << 20;
+/// The largest Maglev table.
+const TABLE_SIZE: u64 = 5_000_011;
 const NO_SLOW_START: &str = "a new endpoint gets its whole share at once";
 const ZONES: &str = "endpoints of all zones are alike";
 
@@ -25,15 +29,24 @@ pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut N
     if let Some(p) = &c.load_balancing_policy {
         return notes.within("load_balancing_policy", |n| extension(p, 0, n));
     }
-    let random = |notes: &mut Notes| {
-        notes.ignored("lb_policy", NO_HASH);
-        LbPolicy::Random
-    };
     let policy = match enumeration::<P>(c.lb_policy, "lb_policy", notes)? {
         P::RoundRobin => LbPolicy::RoundRobin,
         P::LeastRequest => LbPolicy::LeastRequest { choice_count: 2 },
         P::Random => LbPolicy::Random,
-        P::RingHash | P::Maglev => random(notes),
+        P::RingHash => {
+            let config = match &c.lb_config {
+                Some(LbConfig::RingHashLbConfig(r)) => *r,
+                _ => pb::cluster::RingHashLbConfig::default(),
+            };
+            notes.within("ring_hash_lb_config", |n| legacy_ring(&config, n))?
+        }
+        P::Maglev => {
+            let size = match &c.lb_config {
+                Some(LbConfig::MaglevLbConfig(m)) => m.table_size,
+                _ => None,
+            };
+            notes.within("maglev_lb_config", |n| maglev(&size, n))?
+        }
         P::ClusterProvided => LbPolicy::ClusterProvided,
         P::LoadBalancingPolicyConfig => {
             return Err(notes.invalid("load_balancing_policy", "is not set, and lb_policy says that it is"));
@@ -54,14 +67,6 @@ pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut N
             }
             p
         }
-        (p, Some(LbConfig::RingHashLbConfig(_))) => {
-            notes.ignored("ring_hash_lb_config", NO_HASH);
-            p
-        }
-        (p, Some(LbConfig::MaglevLbConfig(_))) => {
-            notes.ignored("maglev_lb_config", NO_HASH);
-            p
-        }
         (p, Some(LbConfig::OriginalDstLbConfig(o))) => {
             if o.use_http_header || o.upstream_port_override.is_some() || o.metadata_key.is_some() {
                 let why = "a destination that is not that of the connection is not supported";
@@ -71,7 +76,86 @@ pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut N
         }
         (p, _) => p,
     };
-    Ok(Policy { policy, locality_weighted: false })
+    let hashing = match c.common_lb_config.as_ref().and_then(|l| l.consistent_hashing_lb_config.as_ref()) {
+        None => Hashing::default(),
+        Some(h) => notes.within("common_lb_config", |n| {
+            n.within("consistent_hashing_lb_config", |n| {
+                let pb::cluster::common_lb_config::ConsistentHashingLbConfig {
+                    use_hostname_for_hashing,
+                    hash_balance_factor,
+                } = h;
+                let balance_factor = balance_factor(hash_balance_factor, n)?;
+                let use_hostname_for_hashing = *use_hostname_for_hashing;
+                let by_dns = c.cluster_discovery_type
+                    == Some(pb::cluster::ClusterDiscoveryType::Type(pb::cluster::DiscoveryType::StrictDns.into()));
+                if use_hostname_for_hashing && !by_dns {
+                    return Err(n.invalid("use_hostname_for_hashing", "needs a cluster of type STRICT_DNS"));
+                }
+                Ok(Hashing { use_hostname_for_hashing, balance_factor, policy: Vec::new() })
+            })
+        })?,
+    };
+    Ok(Policy { policy, locality_weighted: false, hashing })
+}
+
+fn legacy_ring(r: &pb::cluster::RingHashLbConfig, notes: &mut Notes) -> Result<LbPolicy, Invalid> {
+    use pb::cluster::ring_hash_lb_config::HashFunction as F;
+    let pb::cluster::RingHashLbConfig { minimum_ring_size, hash_function, maximum_ring_size } = r;
+    let function = match enumeration::<F>(*hash_function, "hash_function", notes)? {
+        F::XxHash => HashFunction::XxHash,
+        F::MurmurHash2 => HashFunction::MurmurHash2,
+    };
+    ring(minimum_ring_size, maximum_ring_size, function, notes)
+}
+
+fn ring(
+    minimum: &Option<UInt64Value>,
+    maximum: &Option<UInt64Value>,
+    function: HashFunction,
+    notes: &Notes,
+) -> Result<LbPolicy, Invalid> {
+    let size = |v: &Option<UInt64Value>, default, field| match v.as_ref().map_or(default, |v| v.value) {
+        n if n > RING_SIZE => Err(notes.invalid(field, format!("{n} is above {RING_SIZE}"))),
+        n => Ok(n),
+    };
+    let minimum_ring_size = size(minimum, 1024, "minimum_ring_size")?;
+    let maximum_ring_size = size(maximum, RING_SIZE, "maximum_ring_size")?;
+    if minimum_ring_size > maximum_ring_size {
+        let reason = format!("{minimum_ring_size} is above maximum_ring_size, {maximum_ring_size}");
+        return Err(notes.invalid("minimum_ring_size", reason));
+    }
+    Ok(LbPolicy::RingHash { minimum_ring_size, maximum_ring_size, function })
+}
+
+fn maglev(size: &Option<UInt64Value>, notes: &Notes) -> Result<LbPolicy, Invalid> {
+    let table_size = size.as_ref().map_or(65_537, |s| s.value);
+    let is_prime = |n: u64| n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
+    if table_size > TABLE_SIZE || !is_prime(table_size) {
+        let reason = format!("{table_size} is not a prime number up to {TABLE_SIZE}");
+        return Err(notes.invalid("table_size", reason));
+    }
+    Ok(LbPolicy::Maglev { table_size })
+}
+
+fn balance_factor(f: &Option<UInt32Value>, notes: &Notes) -> Result<u32, Invalid> {
+    match f.as_ref().map(|f| f.value) {
+        None => Ok(0),
+        Some(n @ ..100) => Err(notes.invalid("hash_balance_factor", format!("{n} is below 100"))),
+        Some(n) => Ok(n),
+    }
+}
+
+/// How the policies of the newer form hash.
+fn hashing(c: &ext::common::v3::ConsistentHashingLbConfig, notes: &mut Notes) -> Result<Hashing, Invalid> {
+    notes.within("consistent_hashing_lb_config", |n| {
+        let ext::common::v3::ConsistentHashingLbConfig { use_hostname_for_hashing, hash_balance_factor, hash_policy } =
+            c;
+        Ok(Hashing {
+            use_hostname_for_hashing: *use_hostname_for_hashing,
+            balance_factor: balance_factor(hash_balance_factor, n)?,
+            policy: hash_policy::hash_policy(hash_policy, "hash_policy", n)?,
+        })
+    })
 }
 
 /// The first policy of the list that is known.
@@ -98,6 +182,7 @@ fn one(any: &Any, depth: u32, notes: &mut Notes) -> Result<Option<Policy>, Inval
     let kind = type_name(any);
     let Some(name) = kind.strip_prefix("envoy.extensions.load_balancing_policies.") else { return Ok(None) };
     let mut weighted = false;
+    let mut hashes = Hashing::default();
     let policy = match name {
         "round_robin.v3.RoundRobin" => {
             let ext::round_robin::v3::RoundRobin { slow_start_config, locality_lb_config } = unpack(any, "", notes)?;
@@ -117,16 +202,37 @@ fn one(any: &Any, depth: u32, notes: &mut Notes) -> Result<Option<Policy>, Inval
             LbPolicy::Random
         }
         "ring_hash.v3.RingHash" => {
-            let r: ext::ring_hash::v3::RingHash = unpack(any, "", notes)?;
-            weighted = r.locality_weighted_lb_config.is_some();
-            notes.ignored("", NO_HASH);
-            LbPolicy::Random
+            use ext::ring_hash::v3::ring_hash::HashFunction as F;
+            let ext::ring_hash::v3::RingHash {
+                hash_function,
+                minimum_ring_size,
+                maximum_ring_size,
+                use_hostname_for_hashing,
+                hash_balance_factor,
+                consistent_hashing_lb_config,
+                locality_weighted_lb_config,
+            } = unpack(any, "", notes)?;
+            weighted = locality_weighted_lb_config.is_some();
+            hashes = match consistent_hashing_lb_config {
+                Some(c) => hashing(&c, notes)?,
+                None => Hashing {
+                    use_hostname_for_hashing,
+                    balance_factor: balance_factor(&hash_balance_factor, notes)?,
+                    policy: Vec::new(),
+                },
+            };
+            let function = match enumeration::<F>(hash_function, "hash_function", notes)? {
+                F::DefaultHash | F::XxHash => HashFunction::XxHash,
+                F::MurmurHash2 => HashFunction::MurmurHash2,
+            };
+            ring(&minimum_ring_size, &maximum_ring_size, function, notes)?
         }
         "maglev.v3.Maglev" => {
-            let m: ext::maglev::v3::Maglev = unpack(any, "", notes)?;
-            weighted = m.locality_weighted_lb_config.is_some();
-            notes.ignored("", NO_HASH);
-            LbPolicy::Random
+            let ext::maglev::v3::Maglev { table_size, consistent_hashing_lb_config, locality_weighted_lb_config } =
+                unpack(any, "", notes)?;
+            weighted = locality_weighted_lb_config.is_some();
+            hashes = consistent_hashing_lb_config.map(|c| hashing(&c, notes)).transpose()?.unwrap_or_default();
+            maglev(&table_size, notes)?
         }
         "cluster_provided.v3.ClusterProvided" => LbPolicy::ClusterProvided,
         "wrr_locality.v3.WrrLocality" => {
@@ -139,7 +245,7 @@ fn one(any: &Any, depth: u32, notes: &mut Notes) -> Result<Option<Policy>, Inval
         }
         _ => return Ok(None),
     };
-    Ok(Some(Policy { policy, locality_weighted: weighted }))
+    Ok(Some(Policy { policy, locality_weighted: weighted, hashing: hashes }))
 }
 
 fn least_request(l: &ext::least_request::v3::LeastRequest, notes: &mut Notes) -> Result<LbPolicy, Invalid> {
