@@ -176,7 +176,8 @@ pub fn pick_pinned<'a>(
     let set = pin.endpoint_set(upstream.cluster).ok_or(Reason::NoHealthyUpstream)?;
     let mut random = || tools.random();
     let Choice { tried: exclude, hash, host_selection_attempts } = choice.into();
-    let mut context = PickContext { exclude, hash, host_selection_attempts, ..PickContext::new(&mut random) };
+    let now = cluster.slow_start.as_ref().map_or(0, |_| nginx::unix_ms());
+    let mut context = PickContext { now, exclude, hash, host_selection_attempts, ..PickContext::new(&mut random) };
     let endpoint = lb::pick(cluster, set, pin, &mut context).map_err(|NoEndpoint| Reason::NoHealthyUpstream)?;
     tools.hostname.clear();
     tools.hostname.push_str(&endpoint.hostname);

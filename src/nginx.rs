@@ -156,3 +156,10 @@ pub unsafe fn handle_read_event(ev: *mut ffi::ngx_event_t) -> bool {
     // SAFETY: promised by the caller.
     unsafe { ffi::ngx_handle_read_event(ev, 0) == OK }
 }
+
+/// Unix time in ms, as nginx knows it: of this turn of the event loop.
+pub fn unix_ms() -> u64 {
+    // SAFETY: nginx sets its cached time before anything else, and swaps it in one store.
+    let now = unsafe { *ffi::ngx_cached_time };
+    u64::try_from(now.sec).unwrap_or(0) * 1000 + now.msec as u64
+}

@@ -186,7 +186,8 @@ fn main() {
     for endpoints in [10, 1000] {
         picks("round robin", endpoints, 0, LbPolicy::RoundRobin, |_| 1);
         picks("round robin by weight", endpoints, 0, LbPolicy::RoundRobin, |cell| 1 + cell % 7);
-        picks("least request", endpoints, 0, LbPolicy::LeastRequest { choice_count: 2 }, |_| 1);
+        picks("least request", endpoints, 0, LbPolicy::LEAST_REQUEST, |_| 1);
+        picks("least request by weight", endpoints, 0, LbPolicy::LEAST_REQUEST, |cell| 1 + cell % 7);
         picks("random", endpoints, 0, LbPolicy::Random, |_| 1);
     }
     let function = HashFunction::XxHash;

@@ -3,7 +3,7 @@
 mod common;
 
 use amesh_dataplane::lb::{pick, weighted_pick, Cells, NoEndpoint, PickContext, RuntimeHealth};
-use amesh_model::cluster::{Cluster, LbPolicy};
+use amesh_model::cluster::{Cluster, LbPolicy, SlowStart};
 use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
 use common::balancing::{cluster, endpoint, locality, planned, random};
 use common::stored;
@@ -135,14 +135,14 @@ fn random_does_not_look_at_weights() {
 
 #[test]
 fn least_request_follows_the_weights_when_idle() {
-    let policy = cluster(LbPolicy::LeastRequest { choice_count: 2 });
+    let policy = cluster(LbPolicy::LEAST_REQUEST);
     assert_shares(&policy, &one((0..4).map(|c| endpoint(c, 1)).collect()), &[(0, 25), (1, 25), (2, 25), (3, 25)]);
     assert_shares(&policy, &one(vec![endpoint(0, 80), endpoint(1, 20)]), &[(0, 80), (1, 20)]);
 }
 
 #[test]
 fn least_request_avoids_the_busy() {
-    let policy = cluster(LbPolicy::LeastRequest { choice_count: 2 });
+    let policy = cluster(LbPolicy::LEAST_REQUEST);
     let share = |set: EndpointSet, active: &[(u32, u32)]| {
         let counters = Counters { active: active.iter().copied().collect(), ..Counters::default() };
         let got = picks(&policy, &set, &counters, 10_000);
@@ -151,9 +151,72 @@ fn least_request_avoids_the_busy() {
     let even = || one(vec![endpoint(0, 1), endpoint(1, 1)]);
     assert!((23..=27).contains(&share(even(), &[(0, 5)])), "picked only when both choices are it");
     assert!((73..=77).contains(&share(even(), &[(0, 5), (1, 6)])));
+    // By weight over active requests and one: 3/3 to 1/2, and 3/5 to 1/2.
     let heavy = || one(vec![endpoint(0, 3), endpoint(1, 1)]);
-    assert!(share(heavy(), &[(0, 2), (1, 1)]) > 90, "two for a weight of three are fewer than one for one");
-    assert!(share(heavy(), &[(0, 4), (1, 1)]) < 60);
+    assert!((64..=71).contains(&share(heavy(), &[(0, 2), (1, 1)])));
+    assert!((52..=58).contains(&share(heavy(), &[(0, 4), (1, 1)])));
+}
+
+#[test]
+fn least_request_counts_active_requests_as_the_bias_says() {
+    let policy = |active_request_bias| {
+        cluster(LbPolicy::LeastRequest { choice_count: 2, full_scan: false, active_request_bias })
+    };
+    let set = one(vec![endpoint(0, 3), endpoint(1, 1)]);
+    let counters = Counters { active: [(0, 3)].into(), ..Counters::default() };
+    // 3/1 to 1, 3/4 to 1 and 3/16 to 1.
+    for (bias, want) in [(0.0, 75), (1.0, 43), (2.0, 16)] {
+        let got = shares_at(&policy(bias), &set, &counters, 20_000)[&0] / 200;
+        assert!(got.abs_diff(want) <= 4, "bias {bias}: {got} %");
+    }
+    let even = one(vec![endpoint(0, 1), endpoint(1, 1)]);
+    assert_shares_at(
+        &policy(0.0),
+        &even,
+        &Counters { active: [(0, 3)].into(), ..Counters::default() },
+        &[(0, 25), (1, 75)],
+    );
+}
+
+#[test]
+fn a_full_scan_finds_the_least_of_all() {
+    let policy = LbPolicy::LeastRequest { choice_count: 2, full_scan: true, active_request_bias: 1.0 };
+    let set = one((0..50).map(|c| endpoint(c, 1)).collect());
+    let active = (0..50).map(|c| (c, if c % 25 == 7 { 1 } else { 2 })).collect();
+    let counters = Counters { active, ..Counters::default() };
+    assert_shares_at(&cluster(policy), &set, &counters, &[(7, 50), (32, 50)]);
+}
+
+#[test]
+fn new_endpoints_get_their_share_little_by_little() {
+    let slow = |aggression, least| Some(SlowStart { window: 10_000, aggression, least });
+    let new = |cell, added| Endpoint { added, ..endpoint(cell, 1) };
+    let share = |policy, slow_start, now: u64| {
+        let cluster = Cluster { slow_start, ..cluster(policy) };
+        let set = one(vec![new(0, 100_000), new(1, 150_000)]);
+        let (set, cluster) = (planned(&cluster, &set), stored(&cluster));
+        let (counters, mut random) = (Counters::default(), random());
+        let mut context = PickContext { now, ..PickContext::new(&mut random) };
+        let mut one = || pick(cluster, set, &counters, &mut context).unwrap().cell.to_native();
+        (0..20_000).filter(|_| one() == 1).count() as f64 / 20_000.0
+    };
+    let round_robin = LbPolicy::RoundRobin;
+    // The part p of a new one among one other is p / (1 + p).
+    for (policy, slow_start, now, part) in [
+        (round_robin, slow(1.0, 0.1), 152_500, 0.25),
+        (round_robin, slow(1.0, 0.1), 150_000, 0.1),
+        (round_robin, slow(1.0, 0.0), 150_100, 0.01),
+        (round_robin, slow(2.0, 0.1), 152_500, 0.5),
+        (round_robin, slow(1.0, 0.1), 160_000, 1.0),
+        (round_robin, slow(1.0, 0.1), 0, 1.0),
+        (round_robin, None, 152_500, 1.0),
+        (LbPolicy::LEAST_REQUEST, slow(1.0, 0.1), 152_500, 0.25),
+        (LbPolicy::Random, slow(1.0, 0.1), 152_500, 1.0),
+    ] {
+        let got = share(policy, slow_start, now);
+        let want = part / (1.0 + part);
+        assert!((got - want).abs() < 0.015, "{policy:?} {slow_start:?} at {now}: {got}, not {want}");
+    }
 }
 
 #[test]
@@ -171,7 +234,7 @@ fn the_sick_are_left_out_until_there_are_too_many() {
 
 #[test]
 fn without_endpoints_there_is_no_answer() {
-    for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 2 }] {
+    for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LEAST_REQUEST] {
         for threshold in [0, 50, 100] {
             let cluster = Cluster { healthy_panic_threshold: threshold, ..cluster(policy) };
             assert!(refused(&cluster, &set(vec![])));
@@ -224,7 +287,7 @@ fn localities_share_by_weight_and_health() {
 
 #[test]
 fn a_retry_goes_elsewhere_while_there_is_an_elsewhere() {
-    for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 2 }] {
+    for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LEAST_REQUEST] {
         let cluster = cluster(policy);
         let set = planned(&cluster, &one((0..3).map(|c| endpoint(c, 1 + c * 50)).collect()));
         let cluster = stored(&cluster);
@@ -251,7 +314,7 @@ fn ejected(cells: &[u32]) -> Counters {
 #[test]
 fn who_falls_ill_is_passed_over_and_the_others_keep_their_shares() {
     let set = || one(vec![endpoint(0, 1), endpoint(1, 2), endpoint(2, 3), endpoint(3, 4), endpoint(4, 5)]);
-    for policy in [LbPolicy::RoundRobin, LbPolicy::LeastRequest { choice_count: 1 }] {
+    for policy in [LbPolicy::RoundRobin, LbPolicy::LEAST_REQUEST] {
         assert_shares_at(&cluster(policy), &set(), &ejected(&[4]), &[(0, 10), (1, 20), (2, 30), (3, 40)]);
         assert_shares_at(&cluster(policy), &set(), &ejected(&[3, 4]), &[(0, 16), (1, 33), (2, 50)]);
     }
@@ -285,7 +348,7 @@ fn a_large_cluster_spares_some_without_a_walk() {
     // 1,000 endpoints of one weight and 200 ill: 0.8 * 1.4 is above 1.
     let set = one((0..1000).map(|c| endpoint(c, 1)).collect());
     let counters = ejected(&(0..200).collect::<Vec<_>>());
-    for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 2 }] {
+    for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LEAST_REQUEST] {
         let got = shares_at(&cluster(policy), &set, &counters, 80_000);
         assert_eq!((got.len(), *got.keys().next().unwrap()), (800, 200), "{policy:?}");
         // 100 each, and ten of them are five standard deviations.
@@ -321,7 +384,7 @@ proptest! {
         localities in proptest::collection::vec((0u32..3, 0u32..4, proptest::collection::vec((0u32..3, 0u32..4), 0..4)), 0..5),
         threshold in 0u8..=100,
         weighted in any::<bool>(),
-        policy in proptest::sample::select(vec![LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest { choice_count: 0 }]),
+        policy in proptest::sample::select(vec![LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LEAST_REQUEST]),
         factor in 0u32..300,
         exclude in proptest::collection::vec(0u32..12, 0..4),
         ill in proptest::collection::btree_set(0u32..12, 0..6),

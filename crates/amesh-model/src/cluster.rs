@@ -15,6 +15,8 @@ pub struct Cluster {
     pub discovery: Discovery,
     /// Which endpoint is picked.
     pub lb_policy: LbPolicy,
+    /// New endpoints get their share little by little, where the policy is round robin or least request.
+    pub slow_start: Option<SlowStart>,
     /// How endpoints are hashed, where the policy does.
     pub hashing: Hashing,
     /// Time to connect in ms; 5 s by default.
@@ -55,14 +57,20 @@ pub enum Discovery {
 }
 
 /// `Cluster.LbPolicy`.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 pub enum LbPolicy {
     /// Weighted round robin.
     RoundRobin,
-    /// Of so many random endpoints the one with the fewest active requests; 2 by default.
+    /// The endpoint with the fewest active requests. Where weights differ, or an endpoint is in slow start, by weight over
+    /// active requests.
     LeastRequest {
-        /// `choice_count`.
+        /// Of so many random endpoints; 2 by default.
         choice_count: u32,
+        /// Of all endpoints.
+        full_scan: bool,
+        /// The power of the active requests that a weight is divided by (`active_request_bias`); 1 by default, 0: weights
+        /// alone count.
+        active_request_bias: f64,
     },
     /// Random; weights are not looked at.
     Random,
@@ -85,6 +93,10 @@ pub enum LbPolicy {
 }
 
 impl LbPolicy {
+    /// `LEAST_REQUEST` as it is by default.
+    pub const LEAST_REQUEST: LbPolicy =
+        LbPolicy::LeastRequest { choice_count: 2, full_scan: false, active_request_bias: 1.0 };
+
     /// Whether the hash of the request decides.
     pub fn hashes(self) -> bool {
         matches!(self, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. })
@@ -96,6 +108,17 @@ impl ArchivedLbPolicy {
     pub fn hashes(&self) -> bool {
         matches!(self, ArchivedLbPolicy::RingHash { .. } | ArchivedLbPolicy::Maglev { .. })
     }
+}
+
+/// `SlowStartConfig`.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+pub struct SlowStart {
+    /// How long it takes, in ms, above 0.
+    pub window: u64,
+    /// The share grows with this root of the time; 1 by default: evenly.
+    pub aggression: f64,
+    /// The share to begin with, as a part of 1; 0.1 by default.
+    pub least: f64,
 }
 
 /// `RingHashLbConfig.HashFunction`.

@@ -67,6 +67,8 @@ pub struct Endpoint {
     pub health: HealthStatus,
     /// Not empty: it must not be spoken to, for this reason (it wants TLS, which this version does not speak).
     pub refuse: Option<String>,
+    /// When it came, healthy, in Unix time in ms, where its cluster starts slowly; else 0.
+    pub added: u64,
     /// Index of the endpoint's cell of counters in the zone. Set by the writer when it publishes.
     pub cell: u32,
 }

@@ -21,6 +21,8 @@ pub struct Plan {
     pub places: Vec<Place>,
     /// All endpoints.
     pub view: View,
+    /// When the last endpoint came that starts slowly, in Unix time in ms.
+    pub newest: u64,
 }
 
 /// Where an endpoint stands in its set.

@@ -22,7 +22,9 @@ mod listeners;
 mod status;
 
 use crate::translate::{self, BoundListener, Invalid, Note, Notes};
-use amesh_model::{cluster::Cluster, endpoint::EndpointSet, listener::Listener, listener::ListenerIndex};
+use amesh_model::{
+    address::Address, cluster::Cluster, endpoint::EndpointSet, listener::Listener, listener::ListenerIndex,
+};
 use amesh_model::{route::RouteTable, Kind};
 use clusters::{AssignmentRecord, ClusterRecord, HostRecord};
 use envoy_types::pb::google::protobuf::Any;
@@ -248,6 +250,10 @@ pub struct Store {
     index: ListenerIndex,
     index_version: u64,
     bound: Vec<BoundListener>,
+    /// Unix time in ms, as it was told last.
+    now: u64,
+    /// Since when the endpoints of clusters that start slowly are there.
+    added: HashMap<String, HashMap<Address, u64>>,
 }
 
 impl Store {
@@ -266,6 +272,7 @@ impl Store {
         whole: bool,
         now: u64,
     ) -> Outcome {
+        self.now = now;
         let mut out = Outcome::default();
         let kind = Type::from_url(type_url);
         let mut seen = HashSet::new();
@@ -448,6 +455,7 @@ impl Store {
 
     /// Publishes what waited long enough.
     pub fn expire(&mut self, now: u64) {
+        self.now = now;
         while let Some((at, t, name)) = self.deadlines.first().cloned() {
             if at > now {
                 return;

@@ -220,7 +220,7 @@ fn clusters_say_how_they_are_reached() {
     let c = |n: &str| &w.clusters[n].cluster;
     let web = c("outbound|80||web.default.svc.cluster.local");
     assert_eq!((web.discovery, web.connect_timeout), (Discovery::Eds, 250));
-    assert_eq!(web.lb_policy, LbPolicy::LeastRequest { choice_count: 2 });
+    assert_eq!(web.lb_policy, LbPolicy::LEAST_REQUEST);
     let pass = c("PassthroughCluster");
     assert_eq!((pass.discovery, pass.lb_policy), (Discovery::OriginalDst, LbPolicy::ClusterProvided));
     assert_eq!(pass.refuse, None);

@@ -140,6 +140,39 @@ impl Mesh {
 }
 
 #[test]
+fn an_endpoint_that_stays_keeps_its_age() {
+    let mut m = Mesh::default();
+    let slow = eds("a")
+        .replace("type: EDS", "type: EDS, round_robin_lb_config: {slow_start_config: {slow_start_window: 30s}}");
+    let ages = |m: &Mesh| match m.zone.get(&(Kind::EndpointSet, "a".to_owned())) {
+        Some((_, Value::EndpointSet(set))) => {
+            assert_eq!(set.plan.newest, set.localities[0].endpoints.iter().map(|e| e.added).max().unwrap());
+            set.localities[0].endpoints.iter().map(|e| e.added).collect::<Vec<_>>()
+        }
+        _ => Vec::new(),
+    };
+    let mut at = |now: u64, version: &str, yaml: &str| {
+        m.now = now;
+        assert_eq!(m.update(version, &[yaml.to_owned()]).rejected, []);
+        m.publish();
+        ages(&m)
+    };
+    assert!(at(1000, "1", &slow).is_empty());
+    assert_eq!(at(2000, "2", &cla("a", &[80])), [2000]);
+    assert_eq!(at(3000, "3", &cla("a", &[80, 81])), [2000, 3000]);
+    let sick = cla("a", &[80, 81]).replacen("{endpoint:", "{health_status: UNHEALTHY, endpoint:", 1);
+    assert_eq!(at(4000, "4", &sick), [0, 3000], "who falls ill begins anew");
+    assert_eq!(at(5000, "5", &cla("a", &[80, 81])), [5000, 3000]);
+    assert_eq!(at(6000, "6", &slow.replace("30s", "40s")), [5000, 3000]);
+    let everything = m.store.everything(7000).unwrap();
+    let set = everything.put.iter().find_map(|i| match &i.value {
+        Value::EndpointSet(set) => Some(set),
+        _ => None,
+    });
+    assert_eq!(set.unwrap().plan.newest, 5000, "a new zone knows it too");
+}
+
+#[test]
 fn a_cluster_waits_for_its_endpoints_and_comes_after_them() {
     let mut m = Mesh::default();
     m.update("1", &[eds("a")]);
@@ -354,15 +387,15 @@ fn names_by_dns_are_resolved_before_the_cluster_serves() {
         [("one.example", 7000), ("two.example", 7000)]
     );
     let v4 = DnsFamily::V4Only;
-    m.store.dns_result("one.example", v4, Some(vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()]));
+    m.store.dns_result("one.example", v4, Some(vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()]), 1);
     assert_eq!(m.publish(), "");
     assert_eq!(m.waiting()[0].1, ["the addresses of \"two.example\""]);
-    m.store.dns_result("two.example", v4, None);
+    m.store.dns_result("two.example", v4, None, 1);
     assert_eq!(m.publish(), "+E d, +C d");
     assert_eq!(m.ports("d"), ["10.0.0.1:80", "10.0.0.2:80", "10.9.9.9:81"]);
-    m.store.dns_result("two.example", v4, Some(vec!["10.0.0.3".parse().unwrap()]));
+    m.store.dns_result("two.example", v4, Some(vec!["10.0.0.3".parse().unwrap()]), 1);
     assert_eq!(m.publish(), "+E d");
-    m.store.dns_result("two.example", v4, None);
+    m.store.dns_result("two.example", v4, None, 1);
     assert_eq!(m.publish(), "", "what was known stays");
     m.gone(Type::Cluster, "d");
     assert_eq!(m.publish(), "-C d, -E d");
@@ -481,7 +514,7 @@ fn a_real_istiod_by_delta_and_by_state_of_the_world_makes_the_same_zone() {
             m.publish();
         }
         for n in m.store.dns_names() {
-            m.store.dns_result(&n.host, n.family, Some(vec!["192.0.2.1".parse().unwrap()]));
+            m.store.dns_result(&n.host, n.family, Some(vec!["192.0.2.1".parse().unwrap()]), 1);
         }
         m.publish();
         assert_eq!(m.waiting(), []);

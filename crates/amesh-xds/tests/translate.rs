@@ -585,3 +585,82 @@ fn expressions_that_cannot_be_matched_together_are_noted() {
     patterns.push("/[a-z]{40000}".into());
     assert_eq!(noted(&patterns), ["virtual_hosts[].routes[].match.safe_regex"]);
 }
+
+fn balancing(yaml: &str) -> (amesh_model::cluster::Cluster, Vec<String>) {
+    let mut notes = Notes::new();
+    let cluster = cluster(&with(CLUSTER, "type: STATIC,", &format!("type: STATIC, {yaml},")), &mut notes);
+    (cluster.unwrap_or_else(|e| panic!("{e}: {yaml}")).cluster, notes.iter().map(|(n, _)| n.field.clone()).collect())
+}
+
+/// A list of balancing policies in the newer form.
+fn policies(list: &[&str]) -> String {
+    let url = "type.googleapis.com/envoy.extensions.load_balancing_policies";
+    let one = |p: &&str| format!("{{typed_extension_config: {{name: p, typed_config: {{\"@type\": {url}.{p}}}}}}}");
+    format!("load_balancing_policy: {{policies: [{}]}}", list.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+#[test]
+fn both_forms_of_a_balancing_policy_say_the_same() {
+    let slow = "slow_start_config: {slow_start_window: 2s, aggression: {default_value: 2, runtime_key: a}, min_weight_percent: {value: 5}}";
+    let least = "choice_count: 3, active_request_bias: {default_value: 0.5, runtime_key: b}";
+    for (old, new) in [
+        ("lb_policy: ROUND_ROBIN".to_owned(), "round_robin.v3.RoundRobin".to_owned()),
+        ("lb_policy: RANDOM".to_owned(), "random.v3.Random".to_owned()),
+        (
+            format!("lb_policy: ROUND_ROBIN, round_robin_lb_config: {{{slow}}}"),
+            format!("round_robin.v3.RoundRobin, {slow}"),
+        ),
+        (
+            format!("lb_policy: LEAST_REQUEST, least_request_lb_config: {{{slow}, {least}}}"),
+            format!("least_request.v3.LeastRequest, {slow}, {least}"),
+        ),
+        (
+            "lb_policy: RING_HASH, ring_hash_lb_config: {minimum_ring_size: 7, hash_function: MURMUR_HASH_2}"
+                .to_owned(),
+            "ring_hash.v3.RingHash, minimum_ring_size: 7, hash_function: MURMUR_HASH_2".to_owned(),
+        ),
+        (
+            "lb_policy: MAGLEV, maglev_lb_config: {table_size: 11},
+             common_lb_config: {consistent_hashing_lb_config: {hash_balance_factor: 120}}"
+                .to_owned(),
+            "maglev.v3.Maglev, table_size: 11, consistent_hashing_lb_config: {hash_balance_factor: 120}".to_owned(),
+        ),
+        (
+            "lb_policy: ROUND_ROBIN, common_lb_config: {locality_weighted_lb_config: {}}".to_owned(),
+            "round_robin.v3.RoundRobin, locality_lb_config: {locality_weighted_lb_config: {}}".to_owned(),
+        ),
+    ] {
+        let (old, new) = (balancing(&old), balancing(&policies(&[&new])));
+        assert_eq!(old, new);
+        assert!(old.1.is_empty(), "{old:?}");
+    }
+    let (cluster, _) = balancing(&format!("lb_policy: LEAST_REQUEST, least_request_lb_config: {{{slow}, {least}}}"));
+    let want = LbPolicy::LeastRequest { choice_count: 3, full_scan: false, active_request_bias: 0.5 };
+    assert_eq!(cluster.lb_policy, want);
+    let slow = cluster.slow_start.unwrap();
+    assert_eq!((slow.window, slow.aggression, slow.least), (2000, 2.0, 0.05));
+}
+
+#[test]
+fn the_first_balancing_policy_that_is_known_is_taken() {
+    let unknown = "pick_first.v3.PickFirst";
+    let reports = "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin";
+    let of = |list: &[&str]| balancing(&policies(list));
+    assert_eq!(of(&[unknown, "random.v3.Random", "round_robin.v3.RoundRobin"]).0.lb_policy, LbPolicy::Random);
+    assert_eq!(of(&[reports, "random.v3.Random"]).0.lb_policy, LbPolicy::Random);
+    let (alone, notes) = of(&[unknown, reports]);
+    assert_eq!((alone.lb_policy, notes), (LbPolicy::RoundRobin, vec!["load_balancing_policy.policies".to_owned()]));
+    let scan = of(&["least_request.v3.LeastRequest, selection_method: FULL_SCAN"]).0;
+    assert!(matches!(scan.lb_policy, LbPolicy::LeastRequest { full_scan: true, .. }));
+    let inner = policies(&["random.v3.Random"]).replace("load_balancing_policy", "endpoint_picking_policy");
+    let (locality, _) = of(&[&format!("wrr_locality.v3.WrrLocality, {inner}")]);
+    assert_eq!((locality.lb_policy, locality.locality_weighted), (LbPolicy::Random, true));
+    // What the older form says beside it does not count.
+    let both = format!("common_lb_config: {{locality_weighted_lb_config: {{}}}}, {}", policies(&["random.v3.Random"]));
+    assert!(!balancing(&both).0.locality_weighted);
+    rejects(
+        CLUSTER,
+        cluster,
+        &[("type: STATIC,", &format!("{},", policies(&[unknown])), "load_balancing_policy.policies", "none of")],
+    );
+}

@@ -40,6 +40,14 @@ impl<'a> Candidates<'a> {
         }
     }
 
+    /// Whether all weights are equal.
+    pub(super) fn are_alike(&self) -> bool {
+        match self {
+            Candidates::Planned { pool, .. } => pool.wheel.ends.is_empty(),
+            Candidates::Walked { wheel, .. } => wheel.ends.is_empty(),
+        }
+    }
+
     /// Whether an endpoint is one of those that were found by looking.
     pub(super) fn has(&self, endpoint: &ArchivedEndpoint) -> bool {
         matches!(self, Candidates::Walked { endpoints, .. } if endpoints.iter().any(|e| std::ptr::eq(*e, endpoint)))

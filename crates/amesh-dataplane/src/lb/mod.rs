@@ -6,8 +6,9 @@
 //! * Round robin takes the turns of [`amesh_model::plan::Wheel`]. The place in the round is one cursor that all workers
 //!   share.
 //! * Least request draws `choice_count` endpoints and takes the one with the fewest active requests. Where weights
-//!   differ Envoy keeps a schedule by weight over active requests; here candidates are drawn by weight and the fewest
-//!   active requests for their weight win, which gives the same shares when idle and evens out the same quantity.
+//!   differ Envoy keeps a schedule by weight over active requests; here one is drawn by that, which gives the same shares
+//!   without a schedule that workers would have to lock.
+//! * An endpoint in slow start is passed over as often as its share is not full.
 //! * Random does not look at weights, as in Envoy.
 //! * Ring hash and Maglev look the hash of the request ([`crate::hash`]) up in a table.
 //!
@@ -17,12 +18,15 @@
 
 mod candidates;
 mod hashed;
+mod least_request;
+mod slow_start;
 mod walk;
 
 use amesh_model::cluster::{ArchivedCluster, ArchivedLbPolicy};
 use amesh_model::endpoint::{ArchivedEndpoint, ArchivedEndpointSet};
 use amesh_model::plan::ArchivedView;
 use candidates::Candidates;
+use slow_start::SlowStart;
 
 /// Draws that pass over an ill or tried endpoint before the rest are looked at one by one.
 const DRAWS: usize = 8;
@@ -67,12 +71,14 @@ pub struct PickContext<'a> {
     /// Policies by hash look at so many places for an endpoint that was not tried (`host_selection_retry_max_attempts`
     /// and one; Envoy's is 1 for first tries and where no retry host predicate asks for more).
     pub host_selection_attempts: u32,
+    /// Unix time in ms, for clusters that start slowly; 0: nobody does.
+    pub now: u64,
 }
 
 impl<'a> PickContext<'a> {
     /// Of a first try.
     pub fn new(random: &'a mut dyn FnMut() -> u64) -> PickContext<'a> {
-        PickContext { random, exclude: &[], hash: None, host_selection_attempts: 1 }
+        PickContext { random, exclude: &[], hash: None, host_selection_attempts: 1, now: 0 }
     }
 }
 
@@ -106,10 +112,16 @@ pub fn pick<'a>(
         ill == 0 || !candidates.is_planned() || cells.health(e.cell.to_native()) == RuntimeHealth::Healthy
     };
     let passes = |e: &ArchivedEndpoint| well(e) && !context.exclude.contains(&e.cell.to_native());
-    let draws = if ill == 0 && context.exclude.is_empty() { 1 } else { DRAWS };
-    for _ in 0..draws {
-        let found = draw(cluster, &candidates, &mut turns, context.random).ok_or(NoEndpoint)?;
-        if passes(found) {
+    let slow = SlowStart::of(cluster, set, context.now);
+    let mut draws = if ill == 0 && context.exclude.is_empty() { 1 } else { DRAWS };
+    let mut waits = slow.as_ref().map_or(0, SlowStart::draws);
+    while draws > 0 {
+        let found = draw(cluster, &candidates, &mut turns, slow.as_ref(), context.random).ok_or(NoEndpoint)?;
+        if !passes(found) {
+            draws -= 1;
+        } else if waits > 0 && slow.as_ref().is_some_and(|s| s.passes_over(found, context.random)) {
+            waits -= 1;
+        } else {
             return Ok(found);
         }
     }
@@ -160,6 +172,7 @@ fn draw<'a>(
     cluster: &ArchivedCluster,
     candidates: &Candidates<'a>,
     turns: &mut Turns<'_, impl Cells>,
+    slow: Option<&SlowStart>,
     random: &mut dyn FnMut() -> u64,
 ) -> Option<&'a ArchivedEndpoint> {
     match cluster.lb_policy {
@@ -167,34 +180,21 @@ fn draw<'a>(
         | ArchivedLbPolicy::ClusterProvided
         | ArchivedLbPolicy::RingHash { .. }
         | ArchivedLbPolicy::Maglev { .. } => candidates.nth((random() % candidates.len() as u64) as usize),
-        ArchivedLbPolicy::LeastRequest { choice_count } => {
-            least_request(candidates, turns.cells, random, choice_count.to_native())
+        ArchivedLbPolicy::LeastRequest { active_request_bias, .. }
+            if active_request_bias.to_native() != 0.0 && (slow.is_some() || !candidates.are_alike()) =>
+        {
+            least_request::by_weight(candidates, turns.cells, active_request_bias.to_native(), random)
+        }
+        ArchivedLbPolicy::LeastRequest { full_scan: true, .. } if slow.is_none() && candidates.are_alike() => {
+            least_request::of_all(candidates, turns.cells, random)
+        }
+        ArchivedLbPolicy::LeastRequest { choice_count, .. } if slow.is_none() && candidates.are_alike() => {
+            least_request::of_some(candidates, turns.cells, choice_count.to_native(), random)
         }
         // The cursor walks through the localities already: within one of them its steps would be uneven.
-        ArchivedLbPolicy::RoundRobin if candidates.are_of_a_locality() => {
-            candidates.by_weight(random() % candidates.units())
-        }
-        ArchivedLbPolicy::RoundRobin => candidates.by_weight(candidates.turn(turns.endpoint())),
+        _ if candidates.are_of_a_locality() => candidates.by_weight(random() % candidates.units()),
+        _ => candidates.by_weight(candidates.turn(turns.endpoint())),
     }
-}
-
-fn least_request<'a>(
-    candidates: &Candidates<'a>,
-    cells: &impl Cells,
-    random: &mut dyn FnMut() -> u64,
-    choices: u32,
-) -> Option<&'a ArchivedEndpoint> {
-    let weight = |e: &ArchivedEndpoint| u64::from(e.weight.to_native().max(1));
-    let mut best: Option<(&ArchivedEndpoint, u64)> = None;
-    for _ in 0..choices.max(1) {
-        let candidate = candidates.by_weight(random() % candidates.units())?;
-        let active = u64::from(cells.active(candidate.cell.to_native()));
-        let better = best.is_none_or(|(best, least)| active * weight(best) < least * weight(candidate));
-        if better {
-            best = Some((candidate, active));
-        }
-    }
-    best.map(|(endpoint, _)| endpoint)
 }
 
 /// One of those that pass, all alike.

@@ -27,6 +27,7 @@ pub fn cluster(lb_policy: LbPolicy) -> Cluster {
         protocol: UpstreamProtocol::Http1,
         healthy_panic_threshold: 50,
         locality_weighted: false,
+        slow_start: None,
         hashing: Hashing::default(),
         idle_timeout: 0,
         max_requests_per_connection: 0,
@@ -50,6 +51,7 @@ pub fn endpoint(cell: u32, weight: u32) -> Endpoint {
         weight,
         health: HealthStatus::Healthy,
         refuse: None,
+        added: 0,
         cell,
     }
 }

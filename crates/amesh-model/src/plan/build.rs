@@ -14,7 +14,8 @@ pub fn build(set: &mut EndpointSet, cluster: &Cluster) {
         .collect();
     let members = (0..places.len() as u32).collect();
     let view = Builder { set, cluster, places: &places }.view(members);
-    set.plan = Plan { places, view };
+    let newest = set.localities.iter().flat_map(|l| &l.endpoints).map(|e| e.added).max().unwrap_or(0);
+    set.plan = Plan { places, view, newest };
 }
 
 struct Builder<'a> {

@@ -389,10 +389,10 @@ impl<P: Publisher, L: Log> Engine<P, L> {
         match result {
             Ok(addresses) => {
                 self.dirty |= self.unresolved.remove(&host).is_some();
-                self.world.store.dns_result(&host, family, Some(addresses));
+                self.world.store.dns_result(&host, family, Some(addresses), now());
             }
             Err(reason) => {
-                self.world.store.dns_result(&host, family, None);
+                self.world.store.dns_result(&host, family, None, now());
                 if self.unresolved.insert(host, reason.clone()).is_none() {
                     self.dirty = true;
                     self.world.log.log(Level::Warn, &format!("{reason}; its last known addresses stay"));

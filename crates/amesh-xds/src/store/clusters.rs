@@ -2,7 +2,8 @@
 
 use super::{decode, move_user, same_name, Arrival, Good, Serving, Store, Type, Value};
 use crate::translate::{self, DnsCluster, DnsFamily, Invalid, Notes, Sockets, Source};
-use amesh_model::{cluster::Cluster, endpoint::EndpointSet, plan, Kind};
+use amesh_model::endpoint::{EndpointSet, HealthStatus};
+use amesh_model::{cluster::Cluster, plan, Kind};
 use envoy_types::pb::envoy::config::{cluster::v3 as cds, endpoint::v3 as eds};
 use prost::Message;
 use std::collections::BTreeSet;
@@ -139,6 +140,7 @@ impl Store {
     pub(super) fn remove_cluster(&mut self, name: &str) -> bool {
         let Some(record) = self.clusters.remove(name) else { return false };
         self.ledger.remove(&record.good.notes);
+        self.added.remove(name);
         if let Some(at) = record.next.as_ref().and_then(|n| n.deadline) {
             self.deadlines.remove(&(at, Type::Cluster, name.to_owned()));
         }
@@ -221,8 +223,24 @@ impl Store {
 
     /// Publishes the endpoints of a cluster, with the plan of how they are picked.
     fn publish_endpoints(&mut self, facts: &Facts, version: &str, mut set: EndpointSet) {
+        if facts.cluster.slow_start.is_some() {
+            self.stamp(&mut set);
+        }
         plan::build(&mut set, &facts.cluster);
         self.publish(&facts.cluster.name, version, Value::EndpointSet(set));
+    }
+
+    /// Writes down since when each endpoint is there and healthy.
+    fn stamp(&mut self, set: &mut EndpointSet) {
+        let known = self.added.remove(&set.cluster).unwrap_or_default();
+        let endpoints = set.localities.iter_mut().flat_map(|l| &mut l.endpoints);
+        let healthy = endpoints.filter(|e| e.health == HealthStatus::Healthy);
+        let stamped = healthy.map(|e| {
+            e.added = known.get(&e.address).copied().unwrap_or(self.now);
+            (e.address.clone(), e.added)
+        });
+        let stamped = stamped.collect();
+        self.added.insert(set.cluster.clone(), stamped);
     }
 
     /// The endpoints of a cluster and their version; `None` when they did not come yet.
@@ -322,9 +340,10 @@ impl Store {
         self.dns_generation
     }
 
-    /// Takes in the addresses of a name, in the order in which they came. `None`: it could not be resolved; what was
+    /// Takes in the addresses of a name, in the order in which they came, at a Unix time in ms. `None`: it could not be resolved; what was
     /// known stays, and at first there is nothing.
-    pub fn dns_result(&mut self, host: &str, family: DnsFamily, addresses: Option<Vec<IpAddr>>) {
+    pub fn dns_result(&mut self, host: &str, family: DnsFamily, addresses: Option<Vec<IpAddr>>, now: u64) {
+        self.now = now;
         let Some(record) = self.hosts.get_mut(&(host.to_owned(), family)) else { return };
         let answer = match (addresses, &record.answer) {
             (None, Some(_)) => return,

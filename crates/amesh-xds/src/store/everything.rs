@@ -7,7 +7,7 @@ impl Store {
     /// One batch with all that [`Store::take_batch`] has given so far, and what waited to be given. It costs as much as
     /// taking the whole world in.
     pub fn everything(&self, now: u64) -> Option<Batch> {
-        let mut copy = Store::new();
+        let mut copy = Store { added: self.added.clone(), ..Store::default() };
         for t in Type::ALL {
             let all = self.published(t).into_iter().map(|(name, version, bytes)| {
                 (name.to_owned(), version.to_owned(), Any { type_url: t.url().to_owned(), value: bytes.to_vec() })
@@ -15,7 +15,7 @@ impl Store {
             copy.update(t.url(), all.collect(), Vec::new(), false, now);
         }
         for (host, family, answer) in self.dns_answers() {
-            copy.dns_result(host, family, Some(answer.to_vec()));
+            copy.dns_result(host, family, Some(answer.to_vec()), now);
         }
         // What was published because it waited too long waits there again.
         for (name, _, _) in self.published(Type::Cluster) {

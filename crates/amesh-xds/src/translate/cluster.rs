@@ -202,6 +202,7 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         healthy_panic_threshold,
         // A policy in the newer form brings its own.
         locality_weighted: if c.load_balancing_policy.is_some() { policy.locality_weighted } else { weighted },
+        slow_start: policy.slow_start,
         hashing: policy.hashing,
         idle_timeout: http.idle_timeout,
         max_requests_per_connection: http.max_requests,

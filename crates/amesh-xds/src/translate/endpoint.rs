@@ -230,6 +230,7 @@ fn lb_endpoint(
             H::Unhealthy | H::Draining | H::Timeout => HealthStatus::Unhealthy,
         },
         refuse,
+        added: 0,
         cell: 0,
     };
     Ok(DnsTarget { host, port, endpoint })

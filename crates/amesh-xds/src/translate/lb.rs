@@ -1,10 +1,9 @@
 //! Load balancing policies.
 
-use super::notes::{ignored, Set};
-use super::value::{at_least, enumeration, type_name, unpack};
+use super::value::{at_least, bool_or, enumeration, millis, type_name, unpack};
 use super::{hash_policy, Invalid, Notes};
-use amesh_model::cluster::{HashFunction, Hashing, LbPolicy};
-use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use amesh_model::cluster::{HashFunction, Hashing, LbPolicy, SlowStart};
+use envoy_types::pb::envoy::config::{cluster::v3 as pb, core::v3 as core};
 use envoy_types::pb::envoy::extensions::load_balancing_policies as ext;
 use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
 use pb::cluster::LbConfig;
@@ -15,13 +14,13 @@ pub(super) struct Policy {
     pub policy: LbPolicy,
     pub locality_weighted: bool,
     pub hashing: Hashing,
+    pub slow_start: Option<SlowStart>,
 }
 
 /// The largest ring, and its default.
 const RING_SIZE: u64 = 8 << 20;
 /// The largest Maglev table.
 const TABLE_SIZE: u64 = 5_000_011;
-const NO_SLOW_START: &str = "a new endpoint gets its whole share at once";
 const ZONES: &str = "endpoints of all zones are alike";
 
 pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut Notes) -> Result<Policy, Invalid> {
@@ -31,7 +30,7 @@ pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut N
     }
     let policy = match enumeration::<P>(c.lb_policy, "lb_policy", notes)? {
         P::RoundRobin => LbPolicy::RoundRobin,
-        P::LeastRequest => LbPolicy::LeastRequest { choice_count: 2 },
+        P::LeastRequest => LbPolicy::LEAST_REQUEST,
         P::Random => LbPolicy::Random,
         P::RingHash => {
             let config = match &c.lb_config {
@@ -52,19 +51,21 @@ pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut N
             return Err(notes.invalid("load_balancing_policy", "is not set, and lb_policy says that it is"));
         }
     };
+    let mut slow_start = None;
     let policy = match (policy, &c.lb_config) {
-        (LbPolicy::LeastRequest { .. }, Some(LbConfig::LeastRequestLbConfig(l))) => notes
-            .within("least_request_lb_config", |notes| {
+        (LbPolicy::LeastRequest { .. }, Some(LbConfig::LeastRequestLbConfig(l))) => {
+            notes.within("least_request_lb_config", |notes| {
                 let pb::cluster::LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = l;
-                ignored!(notes, "the weight of an endpoint is divided by its active requests"; active_request_bias);
-                ignored!(notes, NO_SLOW_START; slow_start_config);
-                at_least(choice_count, 2, 2, "choice_count", notes)
-            })
-            .map(|choice_count| LbPolicy::LeastRequest { choice_count })?,
-        (p, Some(LbConfig::RoundRobinLbConfig(r))) => {
-            if r.slow_start_config.is_some() {
-                notes.ignored("round_robin_lb_config.slow_start_config", NO_SLOW_START);
-            }
+                slow_start = legacy_slow_start(slow_start_config, notes)?;
+                Ok(LbPolicy::LeastRequest {
+                    choice_count: at_least(choice_count, 2, 2, "choice_count", notes)?,
+                    full_scan: false,
+                    active_request_bias: bias(active_request_bias),
+                })
+            })?
+        }
+        (p @ LbPolicy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(r))) => {
+            slow_start = notes.within("round_robin_lb_config", |n| legacy_slow_start(&r.slow_start_config, n))?;
             p
         }
         (p, Some(LbConfig::OriginalDstLbConfig(o))) => {
@@ -95,7 +96,7 @@ pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut N
             })
         })?,
     };
-    Ok(Policy { policy, locality_weighted: false, hashing })
+    Ok(Policy { policy, locality_weighted: false, hashing, slow_start })
 }
 
 fn legacy_ring(r: &pb::cluster::RingHashLbConfig, notes: &mut Notes) -> Result<LbPolicy, Invalid> {
@@ -173,6 +174,18 @@ fn extension(list: &pb::LoadBalancingPolicy, depth: u32, notes: &mut Notes) -> R
             return Ok(policy);
         }
     }
+    // Without reports of load it is what it begins with in Envoy: round robin.
+    let reported = |any: &Any| type_name(any).ends_with(".ClientSideWeightedRoundRobin");
+    let by_report = list.policies.iter().filter_map(|p| p.typed_extension_config.as_ref()?.typed_config.as_ref());
+    if by_report.into_iter().any(reported) {
+        notes.ignored("policies", "endpoints do not report their load: it is round robin");
+        return Ok(Policy {
+            policy: LbPolicy::RoundRobin,
+            locality_weighted: false,
+            hashing: Hashing::default(),
+            slow_start: None,
+        });
+    }
     let kinds: Vec<_> =
         list.policies.iter().filter_map(|p| p.typed_extension_config.as_ref()).map(|t| &t.name).collect();
     Err(notes.invalid("policies", format!("none of {kinds:?} is known")))
@@ -183,17 +196,18 @@ fn one(any: &Any, depth: u32, notes: &mut Notes) -> Result<Option<Policy>, Inval
     let Some(name) = kind.strip_prefix("envoy.extensions.load_balancing_policies.") else { return Ok(None) };
     let mut weighted = false;
     let mut hashes = Hashing::default();
+    let mut slow_start = None;
     let policy = match name {
         "round_robin.v3.RoundRobin" => {
             let ext::round_robin::v3::RoundRobin { slow_start_config, locality_lb_config } = unpack(any, "", notes)?;
-            let slow_start_config = &slow_start_config;
-            ignored!(notes, NO_SLOW_START; slow_start_config);
+            slow_start = self::slow_start(&slow_start_config, notes)?;
             weighted = locality(&locality_lb_config, notes);
             LbPolicy::RoundRobin
         }
         "least_request.v3.LeastRequest" => {
             let l: ext::least_request::v3::LeastRequest = unpack(any, "", notes)?;
             weighted = locality(&l.locality_lb_config, notes);
+            slow_start = self::slow_start(&l.slow_start_config, notes)?;
             least_request(&l, notes)?
         }
         "random.v3.Random" => {
@@ -245,25 +259,55 @@ fn one(any: &Any, depth: u32, notes: &mut Notes) -> Result<Option<Policy>, Inval
         }
         _ => return Ok(None),
     };
-    Ok(Some(Policy { policy, locality_weighted: weighted, hashing: hashes }))
+    Ok(Some(Policy { policy, locality_weighted: weighted, hashing: hashes, slow_start }))
 }
 
 fn least_request(l: &ext::least_request::v3::LeastRequest, notes: &mut Notes) -> Result<LbPolicy, Invalid> {
+    use ext::least_request::v3::least_request::SelectionMethod as S;
     let ext::least_request::v3::LeastRequest {
         choice_count,
         active_request_bias,
-        slow_start_config,
+        slow_start_config: _,
         locality_lb_config: _,
         enable_full_scan,
         selection_method,
     } = l;
-    ignored!(notes, "the weight of an endpoint is divided by its active requests"; active_request_bias);
-    ignored!(notes, NO_SLOW_START; slow_start_config);
-    ignored!(notes, "of some random endpoints one is picked"; enable_full_scan);
-    if selection_method.is_set() {
-        notes.ignored("selection_method", "of some random endpoints one is picked");
-    }
-    Ok(LbPolicy::LeastRequest { choice_count: at_least(choice_count, 2, 2, "choice_count", notes)? })
+    let method = enumeration::<S>(*selection_method, "selection_method", notes)?;
+    Ok(LbPolicy::LeastRequest {
+        choice_count: at_least(choice_count, 2, 2, "choice_count", notes)?,
+        full_scan: bool_or(enable_full_scan, false) || method == S::FullScan,
+        active_request_bias: bias(active_request_bias),
+    })
+}
+
+/// There is no runtime here that could say otherwise, so the default is what counts; nonsense is 1, as in Envoy.
+fn bias(bias: &Option<core::RuntimeDouble>) -> f64 {
+    bias.as_ref().map(|b| b.default_value).filter(|b| *b >= 0.0).unwrap_or(1.0)
+}
+
+fn legacy_slow_start(
+    s: &Option<pb::cluster::SlowStartConfig>,
+    notes: &mut Notes,
+) -> Result<Option<SlowStart>, Invalid> {
+    let config = s.as_ref().map(|s| {
+        let pb::cluster::SlowStartConfig { slow_start_window, aggression, min_weight_percent } = s.clone();
+        ext::common::v3::SlowStartConfig { slow_start_window, aggression, min_weight_percent }
+    });
+    slow_start(&config, notes)
+}
+
+fn slow_start(s: &Option<ext::common::v3::SlowStartConfig>, notes: &mut Notes) -> Result<Option<SlowStart>, Invalid> {
+    let Some(s) = s else { return Ok(None) };
+    notes.within("slow_start_config", |n| {
+        let ext::common::v3::SlowStartConfig { slow_start_window, aggression, min_weight_percent } = s;
+        let window = millis(slow_start_window, "slow_start_window", n)?.unwrap_or(0);
+        let least = match min_weight_percent.as_ref().map_or(10.0, |p| p.value) {
+            p if (0.0..=100.0).contains(&p) => p / 100.0,
+            p => return Err(n.invalid("min_weight_percent", format!("{p} is not within 0 to 100"))),
+        };
+        let aggression = aggression.as_ref().map(|a| a.default_value).filter(|a| *a > 0.0).unwrap_or(1.0);
+        Ok((window > 0).then_some(SlowStart { window, aggression, least }))
+    })
 }
 
 /// Whether localities have weights.
