@@ -7,6 +7,7 @@ use crate::zone::{self, Worker};
 use amesh_dataplane::lb::{self, NoEndpoint, PickContext};
 use amesh_model::address::{ArchivedAddress, ArchivedIp};
 use amesh_model::cluster::{ArchivedCluster, ArchivedDiscovery, ArchivedUpstreamProtocol};
+use amesh_model::subset::ArchivedCriterion;
 use ngx::ffi::{self, ngx_pool_t, ngx_str_t};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
@@ -136,12 +137,14 @@ pub struct Choice<'a> {
     pub hash: Option<u64>,
     /// See [`PickContext::host_selection_attempts`].
     pub host_selection_attempts: u32,
+    /// What the route asks of the metadata of endpoints.
+    pub metadata_match: &'a [ArchivedCriterion],
 }
 
 impl<'a, T: AsRef<[u32]> + ?Sized> From<&'a T> for Choice<'a> {
     /// Without a hash.
     fn from(tried: &'a T) -> Choice<'a> {
-        Choice { tried: tried.as_ref(), hash: None, host_selection_attempts: 1 }
+        Choice { tried: tried.as_ref(), hash: None, host_selection_attempts: 1, metadata_match: &[] }
     }
 }
 
@@ -175,9 +178,10 @@ pub fn pick_pinned<'a>(
     }
     let set = pin.endpoint_set(upstream.cluster).ok_or(Reason::NoHealthyUpstream)?;
     let mut random = || tools.random();
-    let Choice { tried: exclude, hash, host_selection_attempts } = choice.into();
+    let Choice { tried: exclude, hash, host_selection_attempts, metadata_match } = choice.into();
     let now = cluster.slow_start.as_ref().map_or(0, |_| nginx::unix_ms());
-    let mut context = PickContext { now, exclude, hash, host_selection_attempts, ..PickContext::new(&mut random) };
+    let mut context =
+        PickContext { now, exclude, hash, host_selection_attempts, metadata_match, ..PickContext::new(&mut random) };
     let endpoint = lb::pick(cluster, set, pin, &mut context).map_err(|NoEndpoint| Reason::NoHealthyUpstream)?;
     tools.hostname.clear();
     tools.hostname.push_str(&endpoint.hostname);

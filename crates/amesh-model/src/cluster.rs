@@ -2,6 +2,7 @@
 
 use crate::address::Ip;
 use crate::hash_policy::HashPolicy;
+use crate::subset::Subsets;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// A cluster (`config.cluster.v3.Cluster`). Its endpoints are an [`crate::endpoint::EndpointSet`] of the same name.
@@ -15,6 +16,8 @@ pub struct Cluster {
     pub discovery: Discovery,
     /// Which endpoint is picked.
     pub lb_policy: LbPolicy,
+    /// Requests go to subsets of the endpoints, by metadata.
+    pub subsets: Option<Subsets>,
     /// New endpoints get their share little by little, where the policy is round robin or least request.
     pub slow_start: Option<SlowStart>,
     /// How endpoints are hashed, where the policy does.

@@ -2,6 +2,7 @@
 
 use crate::address::Address;
 use crate::plan::Plan;
+use crate::subset::LbMetadata;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// The endpoints of one cluster (`config.endpoint.v3.ClusterLoadAssignment`).
@@ -61,6 +62,9 @@ pub struct Endpoint {
     /// made of it: it is not archived.
     #[rkyv(with = rkyv::with::Skip)]
     pub hash_key: String,
+    /// Its metadata `envoy.lb`, for subsets. Not archived either.
+    #[rkyv(with = rkyv::with::Skip)]
+    pub lb_metadata: LbMetadata,
     /// Its share, at least 1.
     pub weight: u32,
     /// Its health as the control plane says.

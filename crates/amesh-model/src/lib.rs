@@ -25,6 +25,7 @@ pub mod plan;
 pub mod retry;
 pub mod route;
 pub mod route_index;
+pub mod subset;
 
 /// What a slot holds. The number is the slot's kind in shared memory and in snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

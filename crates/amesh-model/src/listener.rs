@@ -3,6 +3,7 @@
 use crate::address::{Address, CidrRange};
 use crate::filter::HttpFilter;
 use crate::route::RouteTable;
+use crate::subset::Criterion;
 use rkyv::{Archive, Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -125,6 +126,8 @@ pub struct TcpProxy {
     pub max_downstream_connection_duration: u64,
     /// Endpoints tried, at least 1.
     pub max_connect_attempts: u32,
+    /// Which subset of a cluster with subsets.
+    pub metadata_match: Vec<Criterion>,
     /// The address of the client is hashed (`hash_policy.source_ip`), for clusters that pick by hash.
     pub hash_source_ip: bool,
 }

@@ -10,7 +10,7 @@ mod loads;
 mod wheel;
 
 pub use build::build;
-pub use loads::{effective_locality_weight, loads, Census, Load, Source};
+pub use loads::{effective_locality_weight, loads, scaled_locality_weight, Census, Load, Source};
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -21,8 +21,21 @@ pub struct Plan {
     pub places: Vec<Place>,
     /// All endpoints.
     pub view: View,
+    /// Subsets of them, where the cluster has subsets.
+    pub subsets: Option<Box<SubsetPlan>>,
     /// When the last endpoint came that starts slowly, in Unix time in ms.
     pub newest: u64,
+}
+
+/// Subsets of the endpoints.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct SubsetPlan {
+    /// Their numbers ([`crate::subset::subset_id`]), ascending.
+    pub ids: Vec<u64>,
+    /// The endpoints of each.
+    pub views: Vec<View>,
+    /// The default subset.
+    pub default: View,
 }
 
 /// Where an endpoint stands in its set.

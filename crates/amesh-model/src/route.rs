@@ -6,6 +6,7 @@ use crate::header::HeaderEdits;
 use crate::matcher::{Fraction, HeaderMatcher, QueryParameterMatcher, Regex};
 use crate::retry::RetryPolicy;
 use crate::route_index::RouteIndex;
+use crate::subset::Criterion;
 use rkyv::{Archive, Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -155,6 +156,8 @@ pub struct ForwardAction {
     pub append_x_forwarded_host: bool,
     /// Time for the whole response in ms, all tries and pauses within it; 0: none. Envoy's default is 15 s.
     pub timeout: u64,
+    /// Which subset of a cluster with subsets.
+    pub metadata_match: Vec<Criterion>,
     /// What is hashed of a request, for clusters that pick by hash.
     pub hash_policy: Vec<HashPolicy>,
     /// Time without a byte in either direction in ms; `None`: as the connection manager says; 0: none.
@@ -225,6 +228,8 @@ pub struct WeightedCluster {
     pub weight: u32,
     /// Header edits of this arm.
     pub headers: HeaderEdits,
+    /// Which subset of a cluster with subsets: the route's, and over it this arm's own.
+    pub metadata_match: Vec<Criterion>,
     /// New host for this arm where the route has no rewrite of its own; empty: none.
     pub host_rewrite_literal: String,
 }

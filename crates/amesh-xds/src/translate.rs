@@ -39,6 +39,7 @@ mod retry;
 mod route;
 mod secrets;
 mod socket;
+mod subset;
 mod value;
 
 pub use cluster::{cluster, DnsCluster, DnsFamily, Source, TranslatedCluster};

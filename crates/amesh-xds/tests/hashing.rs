@@ -18,9 +18,12 @@ use std::collections::HashMap;
 #[derive(Deserialize)]
 struct Case {
     name: String,
-    /// Or the name of another case that has the same.
+    /// Its `load_assignment` may be the name of another case, which has the same.
     cluster: Value,
     hash_policy: Value,
+    /// What the route asks of the metadata of endpoints.
+    #[serde(default)]
+    subset: Value,
     #[serde(default)]
     keys: usize,
     #[serde(default)]
@@ -71,8 +74,11 @@ fn message<M: Message + Default>(url: &str, mut value: Value) -> M {
     M::decode(resources[0].any.value.as_slice()).unwrap()
 }
 
-fn table(hash_policy: &Value) -> RouteTable {
-    let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "c", "hash_policy": hash_policy}});
+fn table(hash_policy: &Value, subset: &Value) -> RouteTable {
+    let mut route = json!({"match": {"prefix": "/"}, "route": {"cluster": "c", "hash_policy": hash_policy}});
+    if !subset.is_null() {
+        route["route"]["metadata_match"] = json!({"filter_metadata": {"envoy.lb": subset}});
+    }
     let table = json!({"name": "t", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [route]}]});
     translate::route_table(&message(translate::ROUTE_CONFIGURATION, table), &mut Notes::new()).unwrap()
 }
@@ -95,8 +101,11 @@ fn answers(case: &Case) -> Vec<i64> {
     let set = rkyv::to_bytes::<Error>(&set).unwrap();
     let set = rkyv::access::<amesh_model::endpoint::ArchivedEndpointSet, Error>(&set).unwrap();
 
-    let table = table(&case.hash_policy);
+    let table = table(&case.hash_policy, &case.subset);
     let RouteAction::Route(action) = &table.virtual_hosts[0].routes[0].action else { panic!("{table:?}") };
+    let subset = rkyv::to_bytes::<Error>(&action.metadata_match).unwrap();
+    let subset =
+        rkyv::access::<rkyv::vec::ArchivedVec<amesh_model::subset::ArchivedCriterion>, Error>(&subset).unwrap();
     let policy = rkyv::to_bytes::<Error>(&action.hash_policy).unwrap();
     let policy =
         rkyv::access::<rkyv::vec::ArchivedVec<amesh_model::hash_policy::ArchivedHashPolicy>, Error>(&policy).unwrap();
@@ -108,7 +117,7 @@ fn answers(case: &Case) -> Vec<i64> {
         let hash = request_hash(policy, &Request { path, headers }, ends, &mut regexes).hash;
         assert!(hash.is_some() || !case.requests.is_empty(), "{}: no hash", case.name);
         let mut random = || unreachable!("{}: {path} {headers:?} has no hash", case.name);
-        let mut context = PickContext { hash, ..PickContext::new(&mut random) };
+        let mut context = PickContext { hash, metadata_match: subset, ..PickContext::new(&mut random) };
         pick(cluster, set, &Idle, &mut context).map_or(-1, |e| i64::from(e.cell.to_native()))
     };
     let keys = (0..case.keys).map(|n| ("/".to_owned(), vec![("x-key".to_owned(), format!("user-{n}"))]));
@@ -123,13 +132,14 @@ fn the_same_request_goes_to_the_same_endpoint_as_in_envoy() {
         Err(_) => include_str!("fixtures/hashing.json").to_owned(),
     };
     let mut cases: Vec<Case> = serde_json::from_str(&recorded).unwrap();
-    let named: HashMap<String, Value> = cases.iter().map(|c| (c.name.clone(), c.cluster.clone())).collect();
+    let named: HashMap<String, Value> =
+        cases.iter().map(|c| (c.name.clone(), c.cluster["load_assignment"].clone())).collect();
     for case in &mut cases {
-        if let Value::String(name) = &case.cluster {
-            case.cluster = named[name].clone();
+        if let Value::String(name) = &case.cluster["load_assignment"] {
+            case.cluster["load_assignment"] = named[name].clone();
         }
     }
-    assert!(cases.len() > 20);
+    assert!(cases.len() > 40);
     let mut wrong = Vec::new();
     for case in &cases {
         let found = answers(case);

@@ -533,7 +533,6 @@ fn what_would_weaken_security_fails_closed_where_it_stands() {
 
     for (what, field) in [
         ("cluster_type: {name: envoy.clusters.aggregate},", "cluster_type"),
-        ("lb_subset_config: {subset_selectors: [{keys: [v]}]},", "lb_subset_config"),
         ("upstream_config: {},", "upstream_config"),
     ] {
         let mut n = Notes::new();
@@ -663,4 +662,44 @@ fn the_first_balancing_policy_that_is_known_is_taken() {
         cluster,
         &[("type: STATIC,", &format!("{},", policies(&[unknown])), "load_balancing_policy.policies", "none of")],
     );
+}
+
+#[test]
+fn subsets_that_make_no_sense() {
+    let of = |s: &str| format!("type: STATIC, lb_subset_config: {{subset_selectors: [{s}]}},");
+    for (selector, field, reason) in [
+        ("{}", "keys", "is empty"),
+        ("{keys: [a], fallback_policy: 9}", "fallback_policy", "no value"),
+        ("{keys: [a, b], fallback_policy: KEYS_SUBSET}", "fallback_keys_subset", "some of keys"),
+        ("{keys: [a], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [a]}", "fallback_keys_subset", "fewer"),
+        ("{keys: [a, b], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [c]}", "fallback_keys_subset", "some of"),
+    ] {
+        let field = format!("lb_subset_config.subset_selectors[0].{field}");
+        rejects(CLUSTER, cluster, &[("type: STATIC,", &of(selector), &field, reason)]);
+    }
+    let list = "lb_subset_config: {subset_selectors: [{keys: [a]}], metadata_fallback_policy: FALLBACK_LIST}";
+    let field = "lb_subset_config.metadata_fallback_policy";
+    rejects(CLUSTER, cluster, &[("type: STATIC,", &format!("type: STATIC, {list},"), field, "not supported")]);
+    assert_eq!(
+        balancing("lb_subset_config: {fallback_policy: ANY_ENDPOINT}").0.subsets,
+        None,
+        "no selector, no subsets"
+    );
+}
+
+#[test]
+fn an_arm_asks_for_what_its_route_asks_for_and_more() {
+    let lb = |s: &str| format!("metadata_match: {{filter_metadata: {{envoy.lb: {{{s}}}}}}}");
+    let from = "route: {weighted_clusters: {clusters: [{name: c, weight: 1}";
+    let (route, arm) = (lb("b: x, a: true"), lb("b: [y, 1], c: {k: null}"));
+    let to = format!("route: {{{route}, weighted_clusters: {{clusters: [{{name: c, weight: 1, {arm}}}");
+    let table = table(&with(TABLE, from, &to), &mut Notes::new()).unwrap();
+    let RouteAction::Route(route) = &table.virtual_hosts[0].routes[3].action else { panic!() };
+    let text = |list: &[amesh_model::subset::Criterion]| {
+        list.iter().map(|c| format!("{}={}", c.key, c.value)).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(text(&route.metadata_match), "a=true b=\"x\"");
+    let amesh_model::route::ClusterSpecifier::Weighted { clusters, .. } = &route.cluster else { panic!() };
+    assert_eq!(text(&clusters[0].metadata_match), "a=true b=[\"y\",1.0] c={\"k\":null}");
+    assert_eq!(text(&clusters[1].metadata_match), "a=true b=\"x\"");
 }

@@ -20,11 +20,13 @@ mod candidates;
 mod hashed;
 mod least_request;
 mod slow_start;
+mod subset;
 mod walk;
 
 use amesh_model::cluster::{ArchivedCluster, ArchivedLbPolicy};
 use amesh_model::endpoint::{ArchivedEndpoint, ArchivedEndpointSet};
 use amesh_model::plan::ArchivedView;
+use amesh_model::subset::ArchivedCriterion;
 use candidates::Candidates;
 use slow_start::SlowStart;
 
@@ -71,6 +73,9 @@ pub struct PickContext<'a> {
     /// Policies by hash look at so many places for an endpoint that was not tried (`host_selection_retry_max_attempts`
     /// and one; Envoy's is 1 for first tries and where no retry host predicate asks for more).
     pub host_selection_attempts: u32,
+    /// What the route asks of the metadata of endpoints, for clusters with subsets
+    /// ([`crate::route::Forward::metadata_match`]).
+    pub metadata_match: &'a [ArchivedCriterion],
     /// Unix time in ms, for clusters that start slowly; 0: nobody does.
     pub now: u64,
 }
@@ -78,7 +83,7 @@ pub struct PickContext<'a> {
 impl<'a> PickContext<'a> {
     /// Of a first try.
     pub fn new(random: &'a mut dyn FnMut() -> u64) -> PickContext<'a> {
-        PickContext { random, exclude: &[], hash: None, host_selection_attempts: 1, now: 0 }
+        PickContext { random, exclude: &[], hash: None, host_selection_attempts: 1, metadata_match: &[], now: 0 }
     }
 }
 
@@ -97,7 +102,23 @@ pub fn pick<'a>(
     cells: &impl Cells,
     context: &mut PickContext<'_>,
 ) -> Result<&'a ArchivedEndpoint, NoEndpoint> {
-    let view = &set.plan.view;
+    match cluster.subsets.as_ref() {
+        None => pick_from(&set.plan.view, cluster, set, cells, context),
+        Some(subsets) => {
+            let views = subset::views(subsets, &set.plan, context.metadata_match);
+            let mut found = views.into_iter().flatten().map(|view| pick_from(view, cluster, set, cells, context));
+            found.find(Result::is_ok).unwrap_or(Err(NoEndpoint))
+        }
+    }
+}
+
+fn pick_from<'a>(
+    view: &'a ArchivedView,
+    cluster: &ArchivedCluster,
+    set: &'a ArchivedEndpointSet,
+    cells: &impl Cells,
+    context: &mut PickContext<'_>,
+) -> Result<&'a ArchivedEndpoint, NoEndpoint> {
     if cluster.lb_policy.hashes() {
         return hashed::pick(cluster, set, view, cells, context);
     }

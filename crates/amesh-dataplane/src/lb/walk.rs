@@ -3,7 +3,9 @@
 use super::{Candidates, Cells, RuntimeHealth, Turns};
 use amesh_model::cluster::ArchivedCluster;
 use amesh_model::endpoint::{ArchivedEndpoint, ArchivedEndpointSet, ArchivedHealthStatus};
-use amesh_model::plan::{effective_locality_weight, loads, ArchivedView, Census, Source, Wheel};
+use amesh_model::plan::{
+    effective_locality_weight, loads, scaled_locality_weight, ArchivedView, Census, Source, Wheel,
+};
 
 /// An endpoint as it is now.
 struct Seen<'a> {
@@ -68,10 +70,17 @@ pub(super) fn candidates<'a>(
     })?;
     let mut group = *priorities.get(load.group)?;
     let mut several = false;
-    if cluster.locality_weighted && load.source != Source::All {
+    let subsets = cluster.subsets.as_ref();
+    let weighs = cluster.locality_weighted && subsets.is_none_or(|s| s.locality_weight_aware);
+    let scale = subsets.is_some_and(|s| s.scale_locality_weight);
+    if weighs && load.source != Source::All {
         let localities: Vec<&[Seen<'a>]> = group.chunk_by(|a, b| a.locality == b.locality).collect();
         let weight = |l: &&[Seen<'_>]| {
-            let weight = l.first().map_or(0, |s| s.weight);
+            let all = l.first().and_then(|s| set.localities.get(s.locality)).map_or(0, |l| l.endpoints.len());
+            let weight = match l.first().map_or(0, |s| s.weight) {
+                weight if scale => scaled_locality_weight(weight, l.len() as u64, all as u64),
+                weight => weight,
+            };
             effective_locality_weight(weight, count(load.source, l), l.len() as u64, factor)
         };
         let wheel = Wheel::new(localities.iter().map(weight));

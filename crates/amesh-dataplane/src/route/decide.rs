@@ -6,6 +6,7 @@ use amesh_model::route::{
     ArchivedClusterSpecifier, ArchivedForwardAction, ArchivedHostRewrite, ArchivedRequireTls, ArchivedRoute,
     ArchivedRouteAction, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster,
 };
+use amesh_model::subset::ArchivedCriterion;
 use std::borrow::Cow;
 
 /// What happens to a request. Indexes are those of the virtual host in its table and of the route in its virtual host:
@@ -96,6 +97,13 @@ pub struct Forward<'a> {
     pub host: Option<String>,
     /// The host is to be that of the endpoint, if it has a name (`auto_host_rewrite`).
     pub auto_host: bool,
+}
+
+impl<'a> Forward<'a> {
+    /// Which subset of a cluster with subsets takes the request.
+    pub fn metadata_match(&self) -> &'a [ArchivedCriterion] {
+        self.arm.map_or(&self.action.metadata_match, |arm| &arm.metadata_match)
+    }
 }
 
 /// Decides on a request.

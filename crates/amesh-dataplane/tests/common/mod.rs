@@ -122,6 +122,7 @@ pub fn forward(cluster: &str) -> ForwardAction {
         append_x_forwarded_host: false,
         timeout: 0,
         hash_policy: Vec::new(),
+        metadata_match: Vec::new(),
         idle_timeout: None,
         max_stream_duration: Default::default(),
         max_grpc_timeout: None,
@@ -137,6 +138,7 @@ pub fn to(cluster: &str) -> RouteAction {
 
 pub fn arm(name: &str, weight: u32) -> WeightedCluster {
     WeightedCluster {
+        metadata_match: Vec::new(),
         name: name.into(),
         cluster_header: String::new(),
         weight,
@@ -230,6 +232,7 @@ pub fn chain(name: &str, filter_chain_match: FilterChainMatch) -> FilterChain {
         max_downstream_connection_duration: 0,
         max_connect_attempts: 1,
         hash_source_ip: false,
+        metadata_match: Vec::new(),
     });
     FilterChain { name: name.into(), filter_chain_match, action }
 }

@@ -1,10 +1,14 @@
 //! Making of plans.
 
 use super::hashing::{self, Weighted};
-use super::{effective_locality_weight, loads, Census, Load, Place, Plan, Pool, Share, Source, Table, View, Wheel};
+use super::{
+    effective_locality_weight, loads, scaled_locality_weight, Census, Load, Place, Plan, Pool, Share, Source,
+    SubsetPlan, Table, View, Wheel,
+};
 use crate::cluster::{Cluster, LbPolicy};
 use crate::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
-use std::collections::BTreeMap;
+use crate::subset::Subsets;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Makes the plan of a cluster's endpoints. Localities must stand in the order of their priorities.
 pub fn build(set: &mut EndpointSet, cluster: &Cluster) {
@@ -13,9 +17,11 @@ pub fn build(set: &mut EndpointSet, cluster: &Cluster) {
         .flat_map(|(locality, l)| (0..).zip(&l.endpoints).map(move |(endpoint, _)| Place { locality, endpoint }))
         .collect();
     let members = (0..places.len() as u32).collect();
-    let view = Builder { set, cluster, places: &places }.view(members);
+    let builder = Builder { set, cluster, places: &places };
+    let view = builder.view(members);
+    let subsets = cluster.subsets.as_ref().map(|s| Box::new(builder.subsets(s)));
     let newest = set.localities.iter().flat_map(|l| &l.endpoints).map(|e| e.added).max().unwrap_or(0);
-    set.plan = Plan { places, view, newest };
+    set.plan = Plan { places, view, subsets, newest };
 }
 
 struct Builder<'a> {
@@ -62,6 +68,37 @@ impl Builder<'_> {
         members.iter().filter(|n| self.takes(source, **n)).count() as u64
     }
 
+    /// Whether localities have weights.
+    fn weighs(&self) -> bool {
+        self.cluster.locality_weighted && self.cluster.subsets.as_ref().is_none_or(|s| s.locality_weight_aware)
+    }
+
+    fn subsets(&self, config: &Subsets) -> SubsetPlan {
+        let mut found: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        let mut single = BTreeSet::new();
+        let mut default = Vec::new();
+        for (number, endpoint) in (0..self.places.len() as u32).filter_map(|n| Some((n, self.endpoint(n)?))) {
+            if config.is_default(&endpoint.lb_metadata) {
+                default.push(number);
+            }
+            for selector in &config.selectors {
+                for id in selector.subsets_of(&endpoint.lb_metadata, config.list_as_any) {
+                    let members = found.entry(id).or_default();
+                    if selector.single_host_per_subset {
+                        single.insert(id);
+                    }
+                    let full = single.contains(&id) && !members.is_empty();
+                    // It may be there by another selector of the same keys.
+                    if !full && members.last() != Some(&number) {
+                        members.push(number);
+                    }
+                }
+            }
+        }
+        let (ids, views) = found.into_iter().map(|(id, members)| (id, self.view(members))).unzip();
+        SubsetPlan { ids, views, default: self.view(default) }
+    }
+
     fn view(&self, members: Vec<u32>) -> View {
         let factor = self.set.overprovisioning_factor;
         let priorities: Vec<&[u32]> = members.chunk_by(|a, b| self.priority(*a) == self.priority(*b)).collect();
@@ -99,7 +136,7 @@ impl Builder<'_> {
     /// Adds the pools of one share, and says how they share.
     fn pools(&self, members: &[u32], source: Source, out: &mut Vec<Pool>) -> Wheel {
         let groups = self.localities(members);
-        if self.cluster.locality_weighted && source != Source::All && groups.len() > 1 {
+        if self.weighs() && source != Source::All && groups.len() > 1 {
             let factor = self.set.overprovisioning_factor;
             let weight = |g: &Group<'_>| {
                 effective_locality_weight(g.weight, self.count(source, g.members), g.members.len() as u64, factor)
@@ -115,7 +152,12 @@ impl Builder<'_> {
     }
 
     fn localities<'m>(&self, members: &'m [u32]) -> Vec<Group<'m>> {
-        let weight = |m: &[u32]| m.first().and_then(|n| self.place(*n)).map_or(0, |l| l.weight);
+        let scale = self.cluster.subsets.as_ref().is_some_and(|s| s.scale_locality_weight);
+        let weight = |m: &[u32]| match m.first().and_then(|n| self.place(*n)) {
+            None => 0,
+            Some(l) if scale => scaled_locality_weight(l.weight, m.len() as u64, l.endpoints.len() as u64),
+            Some(l) => l.weight,
+        };
         let same = members.chunk_by(|a, b| self.locality(*a) == self.locality(*b));
         same.map(|members| Group { weight: weight(members), members }).collect()
     }
@@ -131,7 +173,7 @@ impl Builder<'_> {
     fn hashed(&self, members: &[u32], panic: bool) -> Pool {
         let source = if panic { Source::All } else { Source::Healthy };
         let mut weighted = Vec::new();
-        if self.cluster.locality_weighted {
+        if self.weighs() {
             let name = |l: Option<&Locality>| l.map(|l| (l.region.clone(), l.zone.clone(), l.sub_zone.clone()));
             let mut groups = self.localities(members);
             groups.sort_by_key(|g| name(g.members.first().and_then(|n| self.place(*n))));
@@ -183,7 +225,7 @@ impl Builder<'_> {
             let needed = (members.len() as u64 * 100).div_ceil(factor).max(1);
             self.count(Source::Healthy, members).saturating_sub(needed)
         };
-        let spare = match self.cluster.locality_weighted {
+        let spare = match self.weighs() {
             false => spare(members),
             true => {
                 self.localities(members).iter().filter(|g| g.weight > 0).map(|g| spare(g.members)).min().unwrap_or(0)

@@ -83,6 +83,12 @@ pub fn loads(groups: &[Census], factor: u32, threshold: u8) -> Vec<Load> {
     out.into_iter().map(|(load, _)| load).filter(|load| load.percent > 0).collect()
 }
 
+/// The weight of a locality of which a subset has `part` of `all` endpoints (`scale_locality_weight`); it may be 0.
+pub fn scaled_locality_weight(weight: u32, part: u64, all: u64) -> u32 {
+    let scaled = (u64::from(weight) * part + all / 2).checked_div(all).unwrap_or(0);
+    u32::try_from(scaled).unwrap_or(weight)
+}
+
 /// The weight of a locality of which `usable` of `all` endpoints may be picked, in ten thousandths
 /// (`effectiveLocalityWeight`).
 pub fn effective_locality_weight(weight: u32, usable: u64, all: u64, factor: u32) -> u64 {

@@ -4,12 +4,13 @@ use super::format::{self, name as header_name};
 use super::notes::{ignored, unsupported, Set};
 use super::route::Inherited;
 use super::value::{enumeration, inline, millis, u32_or};
-use super::{filter, hash_policy, matcher, retry, Invalid, Notes};
+use super::{filter, hash_policy, matcher, retry, subset, Invalid, Notes};
 use amesh_model::header::Format;
 use amesh_model::route::{
     ClusterSpecifier, DirectResponseAction, ForwardAction, HostRewrite, MaxStreamDuration, MirrorPolicy, PathRewrite,
     RedirectAction, RouteAction, WeightedCluster,
 };
+use amesh_model::subset::Criterion;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 
 const NO_CLUSTER: &str = "is empty: the name of a cluster is needed";
@@ -66,7 +67,6 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
         host_rewrite_specifier,
     } = action;
     unsupported!(notes; path_rewrite_policy);
-    ignored!(notes, "only subsets depend on it, and a cluster with subsets is refused"; metadata_match);
     ignored!(notes, "nginx's own time-outs hold"; flush_timeout);
     ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
     ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
@@ -90,7 +90,8 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
         Some(p) => notes.within("retry_policy", |n| retry::policy(p, n))?,
         None => inherited.retry.clone().unwrap_or_default(),
     };
-    let (cluster, refuse) = cluster(cluster_specifier, notes)?;
+    let metadata_match = subset::metadata_match(metadata_match);
+    let (cluster, refuse) = cluster(cluster_specifier, &metadata_match, notes)?;
     let forward = ForwardAction {
         cluster,
         cluster_not_found_response_code: match enumeration::<C>(
@@ -105,6 +106,7 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
         path_rewrite,
         host_rewrite: host_rewrite(host_rewrite_specifier, notes)?,
         append_x_forwarded_host: *append_x_forwarded_host,
+        metadata_match,
         hash_policy: hash_policy::hash_policy(hash_policy, "hash_policy", notes)?,
         timeout: millis(timeout, "timeout", notes)?.unwrap_or(15_000),
         idle_timeout: millis(idle_timeout, "idle_timeout", notes)?,
@@ -225,6 +227,7 @@ fn max_stream_duration(
 /// Where requests go, and why they must not.
 fn cluster(
     specifier: &Option<pb::route_action::ClusterSpecifier>,
+    subset: &[Criterion],
     notes: &mut Notes,
 ) -> Result<(ClusterSpecifier, Option<String>), Invalid> {
     use pb::route_action::ClusterSpecifier as S;
@@ -235,7 +238,7 @@ fn cluster(
         Some(S::ClusterHeader(h)) => {
             Ok((ClusterSpecifier::ClusterHeader(header_name(h, "cluster_header", notes)?), None))
         }
-        Some(S::WeightedClusters(w)) => notes.within("weighted_clusters", |n| weighted(w, n)),
+        Some(S::WeightedClusters(w)) => notes.within("weighted_clusters", |n| weighted(w, subset, n)),
         Some(S::ClusterSpecifierPlugin(_)) => {
             Err(notes.invalid("cluster_specifier_plugin", "cluster specifier plugins are not supported"))
         }
@@ -245,7 +248,11 @@ fn cluster(
     }
 }
 
-fn weighted(w: &pb::WeightedCluster, notes: &mut Notes) -> Result<(ClusterSpecifier, Option<String>), Invalid> {
+fn weighted(
+    w: &pb::WeightedCluster,
+    subset: &[Criterion],
+    notes: &mut Notes,
+) -> Result<(ClusterSpecifier, Option<String>), Invalid> {
     // The sum of the weights counts; `total_weight` is deprecated and not looked at by Envoy either.
     let pb::WeightedCluster { clusters, total_weight: _, runtime_key_prefix: _, random_value_specifier } = w;
     ignored!(notes, "an arm is picked by chance for every request"; random_value_specifier);
@@ -254,7 +261,7 @@ fn weighted(w: &pb::WeightedCluster, notes: &mut Notes) -> Result<(ClusterSpecif
     }
     let mut refuse = None;
     let arms = notes.list("clusters", clusters, |c, n| {
-        let (arm, refused) = arm(c, n)?;
+        let (arm, refused) = arm(c, subset, n)?;
         refuse = refuse.take().or(refused);
         Ok(arm)
     })?;
@@ -270,6 +277,7 @@ fn weighted(w: &pb::WeightedCluster, notes: &mut Notes) -> Result<(ClusterSpecif
 
 fn arm(
     c: &pb::weighted_cluster::ClusterWeight,
+    subset: &[Criterion],
     notes: &mut Notes,
 ) -> Result<(WeightedCluster, Option<String>), Invalid> {
     use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier as H;
@@ -285,7 +293,6 @@ fn arm(
         typed_per_filter_config,
         host_rewrite_specifier,
     } = c;
-    ignored!(notes, "only subsets depend on it, and a cluster with subsets is refused"; metadata_match);
     if name.is_empty() == cluster_header.is_empty() {
         return Err(notes.invalid("name", "exactly one of name and cluster_header must be set"));
     }
@@ -297,6 +304,7 @@ fn arm(
         name: name.clone(),
         cluster_header,
         weight: u32_or(weight, 0),
+        metadata_match: subset::merged(metadata_match, subset),
         headers: format::edits(
             request_headers_to_add,
             request_headers_to_remove,

@@ -1,8 +1,8 @@
 //! Filter chains, what they match, and the TCP proxy.
 
-use super::notes::ignored;
+use super::notes::{ignored, unsupported};
 use super::value::{at_least, cidr, enumeration, millis, port, positive_millis, type_name, unpack};
-use super::{filter, hcm, socket, Invalid, Notes};
+use super::{filter, hcm, socket, subset, Invalid, Notes};
 use amesh_model::address::CidrRange;
 use amesh_model::listener::{ChainAction, FilterChain, FilterChainMatch, SourceType, TcpProxy};
 use envoy_types::pb::envoy::config::listener::v3 as pb;
@@ -191,7 +191,6 @@ fn tcp_proxy(proxy: &tcp::TcpProxy, notes: &mut Notes) -> Result<ChainAction, In
         cluster_specifier,
     } = proxy;
     ignored!(notes, "clusters are not discovered on demand"; on_demand);
-    ignored!(notes, "only subsets depend on it, and a cluster with subsets is refused"; metadata_match);
     ignored!(notes, "idle_timeout holds for both sides"; downstream_idle_timeout, upstream_idle_timeout);
     ignored!(notes, "nginx writes its own access logs";
         access_log, access_log_flush_interval, flush_access_log_on_connected, access_log_options);
@@ -217,7 +216,7 @@ fn tcp_proxy(proxy: &tcp::TcpProxy, notes: &mut Notes) -> Result<ChainAction, In
         Some(S::WeightedClusters(w)) => notes.within("weighted_clusters", |n| {
             n.list("clusters", &w.clusters, |c, n| {
                 let tcp::tcp_proxy::weighted_cluster::ClusterWeight { name, weight, metadata_match } = c;
-                ignored!(n, "only subsets depend on it, and a cluster with subsets is refused"; metadata_match);
+                unsupported!(n; metadata_match);
                 match (name.is_empty(), weight) {
                     (true, _) => Err(n.invalid("name", no_cluster)),
                     (_, 0) => Err(n.invalid("weight", "is 0, must be 1 or more")),
@@ -243,6 +242,7 @@ fn tcp_proxy(proxy: &tcp::TcpProxy, notes: &mut Notes) -> Result<ChainAction, In
         .unwrap_or(0),
         max_connect_attempts: at_least(max_connect_attempts, 1, 1, "max_connect_attempts", notes)?,
         hash_source_ip,
+        metadata_match: subset::metadata_match(metadata_match),
     };
     if tunneling_config.is_some() {
         return Ok(ChainAction::Refuse(notes.refused("tunneling_config", "bytes would leave without the tunnel")));

@@ -116,7 +116,7 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         outlier_detection,
         cleanup_interval,
         upstream_bind_config,
-        lb_subset_config,
+        lb_subset_config: _,
         common_lb_config,
         transport_socket,
         metadata: _,
@@ -158,10 +158,6 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
     let mut refuse = None;
     let policy = lb::policy(c, &mut refuse, notes)?;
     let (discovery, dns) = discovery(c, cluster_discovery_type, policy.policy, &mut refuse, notes)?;
-    if lb_subset_config.as_ref().is_some_and(|s| !s.subset_selectors.is_empty()) {
-        refuse =
-            Some(notes.refused("lb_subset_config", "subsets are not supported: requests would reach any endpoint"));
-    }
     if upstream_config.is_some() {
         refuse = Some(notes.refused("upstream_config", "upstreams that are extensions are not supported"));
     }
@@ -202,6 +198,7 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         healthy_panic_threshold,
         // A policy in the newer form brings its own.
         locality_weighted: if c.load_balancing_policy.is_some() { policy.locality_weighted } else { weighted },
+        subsets: policy.subsets,
         slow_start: policy.slow_start,
         hashing: policy.hashing,
         idle_timeout: http.idle_timeout,

@@ -4,7 +4,7 @@ use super::cluster::DnsCluster;
 use super::notes::ignored;
 use super::socket::labels;
 use super::value::{address, at_least, enumeration, Place};
-use super::{Invalid, Notes, Sockets};
+use super::{subset, Invalid, Notes, Sockets};
 use amesh_model::address::{Address, Ip};
 use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
 use envoy_types::pb::envoy::config::{core::v3 as core, endpoint::v3 as pb};
@@ -222,6 +222,7 @@ fn lb_endpoint(
     let endpoint = Endpoint {
         address,
         hash_key: hash_key(metadata),
+        lb_metadata: subset::lb_metadata(metadata),
         hostname: if hostname.is_empty() { host.clone().unwrap_or_default() } else { hostname.clone() },
         weight: at_least(load_balancing_weight, 1, 1, "load_balancing_weight", notes)?,
         health: match enumeration::<H>(*health_status, "health_status", notes)? {

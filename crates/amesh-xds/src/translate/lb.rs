@@ -1,8 +1,9 @@
 //! Load balancing policies.
 
 use super::value::{at_least, bool_or, enumeration, millis, type_name, unpack};
-use super::{hash_policy, Invalid, Notes};
+use super::{hash_policy, subset, Invalid, Notes};
 use amesh_model::cluster::{HashFunction, Hashing, LbPolicy, SlowStart};
+use amesh_model::subset::Subsets;
 use envoy_types::pb::envoy::config::{cluster::v3 as pb, core::v3 as core};
 use envoy_types::pb::envoy::extensions::load_balancing_policies as ext;
 use envoy_types::pb::google::protobuf::{Any, UInt32Value, UInt64Value};
@@ -15,6 +16,7 @@ pub(super) struct Policy {
     pub locality_weighted: bool,
     pub hashing: Hashing,
     pub slow_start: Option<SlowStart>,
+    pub subsets: Option<Subsets>,
 }
 
 /// The largest ring, and its default.
@@ -96,7 +98,41 @@ pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut N
             })
         })?,
     };
-    Ok(Policy { policy, locality_weighted: false, hashing, slow_start })
+    let subsets = c.lb_subset_config.as_ref().map(|s| notes.within("lb_subset_config", |n| legacy_subsets(s, n)));
+    Ok(Policy { policy, locality_weighted: false, hashing, slow_start, subsets: subsets.transpose()?.flatten() })
+}
+
+/// The newer form of the same fields.
+fn legacy_subsets(s: &pb::cluster::LbSubsetConfig, notes: &mut Notes) -> Result<Option<Subsets>, Invalid> {
+    let pb::cluster::LbSubsetConfig {
+        fallback_policy,
+        default_subset,
+        subset_selectors,
+        locality_weight_aware,
+        scale_locality_weight,
+        panic_mode_any,
+        list_as_any,
+        metadata_fallback_policy,
+    } = s.clone();
+    let selector = |s: pb::cluster::lb_subset_config::LbSubsetSelector| ext::subset::v3::subset::LbSubsetSelector {
+        keys: s.keys,
+        single_host_per_subset: s.single_host_per_subset,
+        fallback_policy: s.fallback_policy,
+        fallback_keys_subset: s.fallback_keys_subset,
+    };
+    let newer = ext::subset::v3::Subset {
+        fallback_policy,
+        default_subset,
+        subset_selectors: subset_selectors.into_iter().map(selector).collect(),
+        allow_redundant_keys: false,
+        locality_weight_aware,
+        scale_locality_weight,
+        panic_mode_any,
+        list_as_any,
+        metadata_fallback_policy,
+        subset_lb_policy: None,
+    };
+    subset::subsets(&newer, notes)
 }
 
 fn legacy_ring(r: &pb::cluster::RingHashLbConfig, notes: &mut Notes) -> Result<LbPolicy, Invalid> {
@@ -184,6 +220,7 @@ fn extension(list: &pb::LoadBalancingPolicy, depth: u32, notes: &mut Notes) -> R
             locality_weighted: false,
             hashing: Hashing::default(),
             slow_start: None,
+            subsets: None,
         });
     }
     let kinds: Vec<_> =
@@ -249,6 +286,15 @@ fn one(any: &Any, depth: u32, notes: &mut Notes) -> Result<Option<Policy>, Inval
             maglev(&table_size, notes)?
         }
         "cluster_provided.v3.ClusterProvided" => LbPolicy::ClusterProvided,
+        "subset.v3.Subset" => {
+            let s: ext::subset::v3::Subset = unpack(any, "", notes)?;
+            let subsets = subset::subsets(&s, notes)?;
+            let Some(inner) = s.subset_lb_policy else {
+                return Err(notes.invalid("subset_lb_policy", "is not set"));
+            };
+            let inner = notes.within("subset_lb_policy", |n| extension(&inner, depth + 1, n))?;
+            return Ok(Some(Policy { subsets, ..inner }));
+        }
         "wrr_locality.v3.WrrLocality" => {
             let w: ext::wrr_locality::v3::WrrLocality = unpack(any, "", notes)?;
             let Some(inner) = w.endpoint_picking_policy else {
@@ -259,7 +305,7 @@ fn one(any: &Any, depth: u32, notes: &mut Notes) -> Result<Option<Policy>, Inval
         }
         _ => return Ok(None),
     };
-    Ok(Some(Policy { policy, locality_weighted: weighted, hashing: hashes, slow_start }))
+    Ok(Some(Policy { policy, locality_weighted: weighted, hashing: hashes, slow_start, subsets: None }))
 }
 
 fn least_request(l: &ext::least_request::v3::LeastRequest, notes: &mut Notes) -> Result<LbPolicy, Invalid> {
