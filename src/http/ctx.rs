@@ -6,14 +6,16 @@ use super::retry::Wanted;
 use super::shadow::Shadow;
 use super::timer::{Expired, Timers};
 use crate::guard::guard;
-use crate::lb::{self, Picked, Upstream};
+use crate::lb::{self, Choice, Picked, Upstream};
 use crate::nginx::{self, pool_str, EMPTY};
 use crate::zone;
 use amesh_dataplane::retry::Retries;
 use amesh_dataplane::timeout::Timeouts;
 use amesh_model::route::{ArchivedRoute, ArchivedVirtualHost};
+use amesh_model::subset::ArchivedCriterion;
 use amesh_model::Kind;
 use ngx::ffi::{self, ngx_http_request_t, ngx_str_t};
+use rkyv::vec::ArchivedVec;
 use std::ffi::c_void;
 use std::net::SocketAddr;
 
@@ -54,6 +56,10 @@ pub struct Ctx {
     pub auto_host: bool,
     /// Path and query as the client sent them, where they were changed.
     pub original_path: ngx_str_t,
+    /// Its hash, where the route has a policy for one.
+    pub hash: Option<u64>,
+    /// What the route asks of the metadata of endpoints: `Vec<Criterion>` as rkyv wrote it; empty: nothing.
+    pub metadata_match: ngx_str_t,
     /// Original destination.
     pub original_dst: Option<SocketAddr>,
     /// A call of gRPC: local replies are those of gRPC.
@@ -142,6 +148,18 @@ impl Ctx {
         Upstream { cluster, hash: self.cluster_hash, original_dst: self.original_dst }
     }
 
+    /// What an endpoint is picked by, not one of those that were tried.
+    pub fn choice<'a>(&'a self, tried: &'a [u32]) -> Choice<'a> {
+        let metadata_match: &[ArchivedCriterion] = if self.metadata_match.len == 0 {
+            &[]
+        } else {
+            // SAFETY: written by forward::policies into the request's pool.
+            unsafe { rkyv::access_unchecked::<ArchivedVec<ArchivedCriterion>>(nginx::bytes(self.metadata_match)) }
+        };
+        let host_selection_attempts = if tried.is_empty() { 1 } else { self.retries.host_selection_attempts };
+        Choice { tried, hash: self.hash, host_selection_attempts, metadata_match }
+    }
+
     /// Names the cluster.
     pub fn set_cluster(&mut self, name: ngx_str_t) {
         self.cluster = name;
@@ -181,6 +199,8 @@ impl Ctx {
             host: EMPTY,
             auto_host: false,
             original_path: EMPTY,
+            hash: None,
+            metadata_match: EMPTY,
             original_dst: None,
             grpc: false,
             stage: Stage::Done,

@@ -327,7 +327,7 @@ unsafe fn decide(
         let head = Head::new(r, &path, &host, managed.scheme, tools.random());
         ctx.grpc = route::is_grpc(&head);
         let decision = route::decide(table, &head, tools.regexes());
-        let seen = Seen { request: r, captured, hcm, table, path: &path, raw };
+        let seen = Seen { request: r, captured, client: managed.client, hcm, table, path: &path, raw };
         prepare(&seen, ctx, &decision)?;
         filters(&seen, &head, tools, ctx, &decision)?;
         if ctx.reply.status == 0 {
@@ -482,7 +482,7 @@ unsafe fn act(
 
 /// Picks the endpoint of the first try, or answers as Envoy does where there is none. `None` when memory is out.
 unsafe fn pick(pin: &zone::Pin<'_>, tools: &mut zone::Tools, r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
-    match lb::pick_pinned(pin, tools, &ctx.upstream(), &[]) {
+    match lb::pick_pinned(pin, tools, &ctx.upstream(), ctx.choice(&[])) {
         Ok(picked) => {
             ctx.picked = Some(picked);
             ctx.http2 = match picked.protocol {

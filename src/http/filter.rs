@@ -32,10 +32,12 @@ enum Server {
     IfAbsent,
 }
 
-/// A header that is set.
+/// A header that is set or added.
 struct Added {
     name: &'static str,
     value: ngx_str_t,
+    /// In place of others of its name.
+    set: bool,
     next: *mut Added,
 }
 
@@ -80,7 +82,16 @@ impl Response {
 
     /// Has a header of the response set. `None` when memory is out.
     pub fn set(&mut self, pool: *mut ngx_pool_t, name: &'static str, value: &str) -> Option<()> {
-        let added = Added { name, value: pool_str(pool, value.as_bytes())?, next: std::ptr::null_mut() };
+        self.change(pool, name, value, true)
+    }
+
+    /// Has a header added to the response. `None` when memory is out.
+    pub fn add(&mut self, pool: *mut ngx_pool_t, name: &'static str, value: &str) -> Option<()> {
+        self.change(pool, name, value, false)
+    }
+
+    fn change(&mut self, pool: *mut ngx_pool_t, name: &'static str, value: &str, set: bool) -> Option<()> {
+        let added = Added { name, value: pool_str(pool, value.as_bytes())?, set, next: std::ptr::null_mut() };
         let place: *mut Added = nginx::pool_zeroed(pool);
         if place.is_null() {
             return None;
@@ -187,7 +198,11 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         }
         let mut added = ctx.response.added;
         while let Some(header) = added.as_ref() {
-            edit::set_response_header(r, header.name, nginx::bytes(header.value))?;
+            if header.set {
+                edit::set_response_header(r, header.name, nginx::bytes(header.value))?;
+            } else {
+                reply::push_header(r, str_of(header.name), header.value)?;
+            }
             added = header.next;
         }
         // After the route's edits: the connection manager has the last word, as Envoy's encodeHeaders.

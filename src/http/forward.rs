@@ -8,6 +8,7 @@ use super::retry::Wanted;
 use super::shadow;
 use crate::nginx::{self, pool_str};
 use crate::zone;
+use amesh_dataplane::hash::{self, Ends};
 use amesh_dataplane::header::Levels;
 use amesh_dataplane::retry::Retries;
 use amesh_dataplane::route::{Forward, RequestHead};
@@ -17,7 +18,9 @@ use amesh_model::retry::retry_on;
 use amesh_model::route::{
     ArchivedHostRewrite, ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster,
 };
+use amesh_model::subset::Criterion;
 use ngx::ffi::ngx_http_request_t;
+use std::net::{IpAddr, SocketAddr};
 
 /// How often the endpoint, or another, was tried.
 pub const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
@@ -45,6 +48,8 @@ pub struct Seen<'a> {
     pub request: *mut ngx_http_request_t,
     /// Its connection.
     pub captured: &'a Captured,
+    /// The address that counts as the client's.
+    pub client: IpAddr,
     /// The connection manager.
     pub hcm: &'a ArchivedHttpConnectionManager,
     /// The route table.
@@ -83,6 +88,24 @@ pub unsafe fn policies(
         Some(ms) => ms.to_native(),
         None => seen.hcm.stream_idle_timeout.to_native(),
     };
+    if !forward.action.hash_policy.is_empty() {
+        let remote = SocketAddr::new(seen.client, seen.captured.source.port());
+        let ends = Ends { remote: Some(remote), local: Some(seen.captured.destination) };
+        let hashed = hash::request_hash(&forward.action.hash_policy, head, ends, tools.regexes());
+        ctx.hash = hashed.hash;
+        for cookie in hashed.cookies {
+            // SAFETY: promised by the caller.
+            ctx.response.add(unsafe { (*r).pool }, "set-cookie", &cookie.set_cookie())?;
+        }
+    }
+    let metadata_match = forward.metadata_match();
+    if !metadata_match.is_empty() {
+        let owned: Vec<Criterion> =
+            metadata_match.iter().filter_map(|c| rkyv::deserialize::<Criterion, rkyv::rancor::Error>(c).ok()).collect();
+        let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&owned).ok()?;
+        // SAFETY: promised by the caller.
+        ctx.metadata_match = nginx::pool_aligned(unsafe { (*r).pool }, &bytes)?;
+    }
     // SAFETY: promised by the caller.
     unsafe {
         if ctx.retries.on & retry_on::RESPONSE != 0 {

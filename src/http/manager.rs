@@ -11,6 +11,7 @@ use amesh_dataplane::forwarded::{self, Client};
 use amesh_model::listener::{ArchivedHttpConnectionManager, ArchivedUnderscores};
 use ngx::ffi::ngx_http_request_t;
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 /// Taken off every request: they are between two neighbours, or say what only this proxy may say.
 const NEIGHBOURS: [&[u8]; 3] = [b"keep-alive", b"proxy-connection", b"x-envoy-internal"];
@@ -44,6 +45,8 @@ const NOT_TO_BE_NAMED: [&str; 3] = ["x-forwarded-for", "x-forwarded-host", "x-fo
 pub struct Managed {
     /// `http` or `https`, as the client, or whoever is trusted in front, says.
     pub scheme: &'static str,
+    /// The address that counts as the client's.
+    pub client: IpAddr,
 }
 
 /// Changes the request's headers. The answer may be there afterwards, in `ctx`. `None` when memory is out.
@@ -63,7 +66,7 @@ pub unsafe fn manage(
         let named: Vec<&str> = connection.split(',').map(str::trim).filter(|t| !t.is_empty() && *t != "te").collect();
         if named.iter().any(|name| NOT_TO_BE_NAMED.contains(name)) {
             ctx.refuse(400, Flags::NONE, "Bad Request");
-            return Some(Managed { scheme });
+            return Some(Managed { scheme, client: captured.source.ip() });
         }
         // HTTP/2 by upgrade is not taken, and the request goes on without.
         let upgrade = (*r)
@@ -81,7 +84,7 @@ pub unsafe fn manage(
             && headers(&raw mut (*r).headers_in.headers).any(|h| nginx::bytes(h.key).contains(&b'_'))
         {
             ctx.refuse(400, Flags::NONE, "Bad Request");
-            return Some(Managed { scheme });
+            return Some(Managed { scheme, client: captured.source.ip() });
         }
         let untrusted_proto = hcm.use_remote_address && hcm.xff_num_trusted_hops == 0;
         edit::remove_request_headers(r, |name| {
@@ -113,7 +116,7 @@ pub unsafe fn manage(
             edit::add_request_header(r, nginx::str_of("via"), via)?;
             ctx.response.via = via;
         }
-        Some(Managed { scheme })
+        Some(Managed { scheme, client: client.address })
     }
 }
 

@@ -346,7 +346,7 @@ unsafe fn another(r: *mut ngx_http_request_t, ctx: &mut Ctx, peer: &Peer) -> Res
     };
     let (picked, host) = zone::with_worker(|worker| {
         let (pin, tools) = worker.pin();
-        let picked = lb::pick_pinned(&pin, tools, &ctx.upstream(), tried)?;
+        let picked = lb::pick_pinned(&pin, tools, &ctx.upstream(), ctx.choice(tried))?;
         // SAFETY: the request is live.
         Ok((picked, pool_str(unsafe { (*r).pool }, tools.hostname.as_bytes())))
     })

@@ -33,11 +33,20 @@ pub struct Retries {
     intervals: (u64, u64),
     /// Endpoints that were tried are passed over while there are others.
     pub previous_hosts: bool,
+    /// See [`crate::lb::PickContext::host_selection_attempts`].
+    pub host_selection_attempts: u32,
 }
 
 impl Retries {
     /// Never.
-    pub const NONE: Retries = Retries { on: 0, remaining: 0, pauses: 0, intervals: (0, 0), previous_hosts: false };
+    pub const NONE: Retries = Retries {
+        on: 0,
+        remaining: 0,
+        pauses: 0,
+        intervals: (0, 0),
+        previous_hosts: false,
+        host_selection_attempts: 1,
+    };
 
     /// The policy for one request. Names in `retry-on` headers that are not known are passed over.
     pub fn new(policy: &ArchivedRetryPolicy, head: &impl RequestHead, regexes: &mut RegexCache) -> Retries {
@@ -68,6 +77,10 @@ impl Retries {
             pauses: 0,
             intervals: (base, max),
             previous_hosts: policy.previous_hosts,
+            host_selection_attempts: match policy.previous_hosts {
+                true => policy.host_selection_retry_max_attempts.to_native().saturating_add(1),
+                false => 1,
+            },
         }
     }
 

@@ -27,6 +27,8 @@ pub struct RetryPolicy {
     /// An endpoint that was tried is not asked again while there are others
     /// (`envoy.retry_host_predicates.previous_hosts`).
     pub previous_hosts: bool,
+    /// How often another endpoint is looked for, where the policy of the cluster is a hash; 1 by default.
+    pub host_selection_retry_max_attempts: u32,
 }
 
 /// The conditions of `RetryPolicy.retry_on`.

@@ -18,7 +18,7 @@ pub(super) fn policy(policy: &pb::RetryPolicy, notes: &mut Notes) -> Result<Retr
         retry_priority,
         retry_host_predicate,
         retry_options_predicates,
-        host_selection_retry_max_attempts: _,
+        host_selection_retry_max_attempts,
         retriable_status_codes,
         retry_back_off,
         rate_limited_retry_back_off,
@@ -50,6 +50,10 @@ pub(super) fn policy(policy: &pb::RetryPolicy, notes: &mut Notes) -> Result<Retr
             matcher::header,
         )?,
         previous_hosts: host_predicates(retry_host_predicate, notes),
+        host_selection_retry_max_attempts: match host_selection_retry_max_attempts {
+            0 => 1,
+            n => u32::try_from(*n).unwrap_or(u32::MAX),
+        },
     })
 }
 
