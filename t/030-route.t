@@ -444,3 +444,84 @@ filter_chains:
 [200, 200, 200, 200, 404]
 --- response_body eval
 ["exact", "exact", "suffix", "prefix", ""]
+
+
+=== TEST 25: cookies, templates, virtual clusters, and bodies that are made for the request
+--- vhost
+virtual_clusters: [{name: users, headers: [{name: ":path", string_match: {prefix: /u/}}]}]
+--- routes
+- match: {prefix: /c, cookies: [{name: beta, string_match: {exact: "on"}}]}
+  direct_response: {status: 200, body: {inline_string: beta}}
+- match:
+    path_match_policy:
+      name: envoy.path.match.uri_template.uri_template_matcher
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig
+        path_template: "/u/{name}/{rest=**}"
+  route:
+    cluster: one
+    path_rewrite_policy:
+      name: envoy.path.rewrite.uri_template.uri_template_rewriter
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig
+        path_template_rewrite: "/{rest}/{name}"
+  response_headers_to_add:
+  - {header: {key: x-now, value: "%VIRTUAL_CLUSTER_NAME% %REQ(:path)%"}}
+- match: {path: /f}
+  direct_response:
+    status: 200
+    body: {inline_string: x}
+    body_format: {content_type: text/html, text_format_source: {inline_string: "<%LOCAL_REPLY_BODY%> %PROTOCOL% %PATH(NQ)%"}}
+- match: {path: /h}
+  route: {cluster: one, path_rewrite: "/p/%REQ(x-to)%", host_rewrite: "%REQ(x-to)%.example"}
+- match: {path: /302}
+  direct_response: {status: 302}
+- match: {prefix: /}
+  direct_response: {status: 200, body: {inline_string: none}}
+--- request eval
+["GET /c", "GET /c", "GET /u/ann/a/b?q", "GET /f?q", "GET /h?q", "GET /302"]
+--- more_headers eval
+["Cookie: a=b; beta=on", "Cookie: beta=off", "", "", "X-To: there", ""]
+--- error_code eval
+[200, 200, 200, 200, 200, 302]
+--- response_headers eval
+["", "", "X-Now: users /a/b/ann?q", "Content-Type: text/html", "", "Location: http://localhost/302"]
+--- response_body eval
+["beta", "none", "1985 GET /a/b/ann?q host=localhost\n", "<x> HTTP/1.1 /f", "1985 GET /p/there?q host=there.example\n", ""]
+
+
+=== TEST 26: headers that only the mesh may set
+--- xds
+"@type": type.googleapis.com/envoy.config.listener.v3.Listener
+name: web
+address: {socket_address: {address: 127.0.0.1, port_value: $TEST_NGINX_SERVER_PORT}}
+traffic_direction: OUTBOUND
+bind_to_port: false
+filter_chains:
+- filters:
+  - name: envoy.filters.network.http_connection_manager
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: web
+      route_config:
+        name: inline
+        internal_only_headers: [x-mesh]
+        virtual_hosts:
+        - name: a
+          domains: ["*"]
+          require_tls: EXTERNAL_ONLY
+          routes: [{match: {prefix: /}, direct_response: {status: 200}}]
+        - name: b
+          domains: [b.example]
+          routes:
+          - {match: {prefix: /, headers: [{name: x-mesh}]}, direct_response: {status: 200, body: {inline_string: inside}}}
+          - {match: {prefix: /}, direct_response: {status: 200, body: {inline_string: outside}}}
+      http_filters: [{name: envoy.filters.http.router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+--- request eval
+["GET /", "GET /"]
+--- more_headers eval
+["X-Envoy-Internal: true", "Host: b.example\nX-Envoy-Internal: true\nX-Mesh: 1"]
+--- error_code eval
+[301, 200]
+--- response_body eval
+["", "outside"]

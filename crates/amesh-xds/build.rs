@@ -95,10 +95,11 @@ impl MessageMarks {
     }
 }
 
-/// The JSON form depends on two options: that a message is the entry of a map, and packing.
+/// The JSON form depends on two options: that a message is the entry of a map, and packing. That a field is deprecated is
+/// told to people.
 fn strip(message: &mut DescriptorProto) {
     for field in &mut message.field {
-        if field.options.as_ref().is_some_and(|o| o.packed.is_none()) {
+        if field.options.as_ref().is_some_and(|o| o.packed.is_none() && !o.deprecated()) {
             field.options = None;
         }
     }

@@ -40,6 +40,8 @@ pub struct Ctx {
     pub route: ngx_str_t,
     /// The virtual host's name.
     pub virtual_host: ngx_str_t,
+    /// The virtual cluster's name; empty: the request is part of none.
+    pub virtual_cluster: ngx_str_t,
     /// The cluster's name.
     pub cluster: ngx_str_t,
     /// Its hash in the directory.
@@ -127,6 +129,8 @@ pub struct Reply {
     pub status: u16,
     /// Its body.
     pub body: ngx_str_t,
+    /// Its type; empty: `text/plain`.
+    pub content_type: ngx_str_t,
     /// `location`.
     pub location: ngx_str_t,
     /// The status of gRPC, where it is not that of the status of HTTP.
@@ -137,7 +141,8 @@ pub struct Reply {
 
 impl Reply {
     /// No answer.
-    pub const NONE: Reply = Reply { status: 0, body: EMPTY, location: EMPTY, grpc_status: None, headers_only: false };
+    pub const NONE: Reply =
+        Reply { status: 0, body: EMPTY, content_type: EMPTY, location: EMPTY, grpc_status: None, headers_only: false };
 }
 
 impl Ctx {
@@ -191,6 +196,7 @@ impl Ctx {
             listener: EMPTY,
             route: EMPTY,
             virtual_host: EMPTY,
+            virtual_cluster: EMPTY,
             cluster: EMPTY,
             cluster_hash: 0,
             cluster_not_found: 503,

@@ -5,7 +5,7 @@
 
 use super::capture::{self, Captured};
 use super::ctx::{ctx, ctx_or_new, Ctx, Stage};
-use super::edit::{self, ResponseEdits};
+use super::edit::{self, Facts, ResponseEdits};
 use super::forward::{self, levels, Seen};
 use super::head::Head;
 use super::manager;
@@ -15,6 +15,7 @@ use crate::guard::guard;
 use crate::lb::{self, Protocol, Reason};
 use crate::nginx::{self, pool_str, AGAIN, DECLINED, DONE, EMPTY, ERROR, OK};
 use crate::zone::{self, Worker};
+use amesh_dataplane::header::Levels;
 use amesh_dataplane::listener::{self, Direction};
 use amesh_dataplane::path::{self, PathError};
 use amesh_dataplane::route::{self, Decision, RequestHead};
@@ -326,7 +327,10 @@ unsafe fn decide(
         }
         let head = Head::new(r, &path, &host, managed.scheme, tools.random());
         ctx.grpc = route::is_grpc(&head);
-        let decision = route::decide(table, &head, tools.regexes());
+        let facts = Facts { request: r, ctx: &*ctx, captured: Some(&*captured) };
+        let decision = route::decide(table, &head.with_facts(facts), tools.regexes());
+        let group = decision.virtual_host().and_then(|host| route::virtual_cluster(host, &head, tools.regexes()));
+        ctx.virtual_cluster = pool_str((*r).pool, group.unwrap_or_default().as_bytes())?;
         let seen = Seen { request: r, captured, client: managed.client, hcm, table, path: &path, raw };
         prepare(&seen, ctx, &decision)?;
         filters(&seen, &head, tools, ctx, &decision)?;
@@ -453,13 +457,11 @@ unsafe fn act(
             ctx.refuse(status, Flags::NONE, "");
             ctx.reply.location = pool_str(pool, location.as_bytes())?;
         }
-        Decision::Direct { status, body, .. } => {
+        Decision::Direct { status, body, content_type, location, .. } => {
             ctx.refuse(status, Flags::NONE, "");
-            ctx.reply.body = pool_str(pool, body)?;
-            if (300..400).contains(&status) {
-                ctx.reply.location =
-                    pool_str(pool, [head.scheme(), "://", head.host(), head.path()].concat().as_bytes())?;
-            }
+            ctx.reply.body = pool_str(pool, &body)?;
+            ctx.reply.content_type = pool_str(pool, content_type.as_bytes())?;
+            ctx.reply.location = pool_str(pool, location.unwrap_or_default().as_bytes())?;
         }
         Decision::Forward(forward) => {
             if ctx.upgrade_refused {
@@ -469,7 +471,10 @@ unsafe fn act(
             ctx.cluster_not_found = forward.action.cluster_not_found_response_code.to_native();
             ctx.auto_host = forward.auto_host;
             ctx.response.attempt_count = forward.virtual_host.1.include_attempt_count_in_response;
-            let levels = levels(seen.table, forward.arm, Some(forward.route.1), forward.virtual_host.1);
+            let levels = Levels {
+                internal_only: if head.is_internal() { &[] } else { &seen.table.internal_only_headers },
+                ..levels(seen.table, forward.arm, Some(forward.route.1), forward.virtual_host.1)
+            };
             // SAFETY: the request has not gone upstream yet.
             unsafe {
                 forward::policies(seen, head, tools, ctx, &forward)?;

@@ -120,8 +120,16 @@ impl FormatContext for Facts<'_> {
         // SAFETY: as above; the texts of the context live in the request's pool.
         unsafe {
             let text = match (command, self.captured) {
-                (Command::DownstreamRemoteAddress, Some(c)) => c.source.to_string(),
-                (Command::DownstreamRemoteAddressWithoutPort, Some(c)) => c.source.ip().to_string(),
+                (Command::DownstreamRemoteAddress | Command::DownstreamDirectRemoteAddress, Some(c)) => {
+                    c.source.to_string()
+                }
+                (
+                    Command::DownstreamRemoteAddressWithoutPort | Command::DownstreamDirectRemoteAddressWithoutPort,
+                    Some(c),
+                ) => c.source.ip().to_string(),
+                (Command::DownstreamRemotePort | Command::DownstreamDirectRemotePort, Some(c)) => {
+                    c.source.port().to_string()
+                }
                 (Command::DownstreamLocalAddress, Some(c)) => c.destination.to_string(),
                 (Command::DownstreamLocalAddressWithoutPort, Some(c)) => c.destination.ip().to_string(),
                 (Command::DownstreamLocalPort, Some(c)) => c.destination.port().to_string(),
@@ -130,6 +138,7 @@ impl FormatContext for Facts<'_> {
                 (Command::UpstreamHost, _) => nginx::text(self.ctx.endpoint).to_owned(),
                 (Command::UpstreamCluster, _) => nginx::text(self.ctx.cluster).to_owned(),
                 (Command::RouteName, _) => nginx::text(self.ctx.route).to_owned(),
+                (Command::VirtualClusterName, _) => nginx::text(self.ctx.virtual_cluster).to_owned(),
                 // Envoy does not know it yet where the answer is its own.
                 (Command::ResponseCode, _) if self.ctx.reply.status != 0 || self.ctx.replaced => "0".to_owned(),
                 (Command::ResponseCode, _) => (*self.request).headers_out.status.to_string(),

@@ -15,9 +15,7 @@ use amesh_dataplane::route::{Forward, RequestHead};
 use amesh_dataplane::timeout;
 use amesh_model::listener::ArchivedHttpConnectionManager;
 use amesh_model::retry::retry_on;
-use amesh_model::route::{
-    ArchivedHostRewrite, ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster,
-};
+use amesh_model::route::{ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster};
 use amesh_model::subset::Criterion;
 use ngx::ffi::ngx_http_request_t;
 use std::net::{IpAddr, SocketAddr};
@@ -135,6 +133,7 @@ pub fn levels<'a>(
         virtual_host: Some(&virtual_host.headers),
         table: Some(&table.headers),
         most_specific_wins: table.most_specific_header_mutations_wins,
+        ..Levels::default()
     }
 }
 
@@ -190,19 +189,17 @@ pub unsafe fn upstream_request(
             ctx.host = host;
         }
         if let Some(host) = &forward.host {
-            let own = !matches!(forward.action.host_rewrite, ArchivedHostRewrite::None | ArchivedHostRewrite::Auto);
-            let of_arm = forward.arm.map(|arm| arm.host_rewrite_literal.as_str()).filter(|h| own && !h.is_empty());
-            let client = if ctx.host.len > 0 { nginx::text(ctx.host) } else { super::head::host(r) };
-            let before = of_arm.unwrap_or(client);
-            if own && !seen.hcm.suppress_envoy_headers {
-                edit::set_request_header(r, "x-envoy-original-host", before.as_bytes())?;
-            }
-            if forward.action.append_x_forwarded_host {
-                let all = match edit::joined_request_header(r, b"x-forwarded-host") {
-                    Some(others) => [&others, ",", before].concat(),
-                    None => before.to_owned(),
-                };
-                edit::set_request_header(r, "x-forwarded-host", all.as_bytes())?;
+            if let Some(old) = &forward.old_host {
+                if !seen.hcm.suppress_envoy_headers {
+                    edit::set_request_header(r, "x-envoy-original-host", old.as_bytes())?;
+                }
+                if forward.action.append_x_forwarded_host {
+                    let all = match edit::joined_request_header(r, b"x-forwarded-host") {
+                        Some(others) => [&others, ",", old.as_str()].concat(),
+                        None => old.clone(),
+                    };
+                    edit::set_request_header(r, "x-forwarded-host", all.as_bytes())?;
+                }
             }
             ctx.host = pool_str(pool, host.as_bytes())?;
         }

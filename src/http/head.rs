@@ -1,6 +1,8 @@
 //! A request's head as the router sees it.
 
+use super::edit::Facts;
 use crate::nginx;
+use amesh_dataplane::header::{Command, FormatContext};
 use amesh_dataplane::route::RequestHead;
 use ngx::ffi::{self, ngx_http_request_t, ngx_list_part_t, ngx_str_t, ngx_table_elt_t};
 
@@ -11,6 +13,7 @@ pub struct Head<'a> {
     host: &'a str,
     scheme: &'static str,
     random: u64,
+    facts: Option<Facts<'a>>,
 }
 
 impl<'a> Head<'a> {
@@ -25,7 +28,16 @@ impl<'a> Head<'a> {
         scheme: &'static str,
         random: u64,
     ) -> Head<'a> {
-        Head { request: r, path, host, scheme, random }
+        Head { request: r, path, host, scheme, random, facts: None }
+    }
+
+    /// The same view with what substitution commands are answered from.
+    pub fn with_facts<'b>(&self, facts: Facts<'b>) -> Head<'b>
+    where
+        'a: 'b,
+    {
+        let Head { request, path, host, scheme, random, .. } = *self;
+        Head { request, path, host, scheme, random, facts: Some(facts) }
     }
 }
 
@@ -60,6 +72,17 @@ impl RequestHead for Head<'_> {
 
     fn random(&self) -> u64 {
         self.random
+    }
+
+    fn is_internal(&self) -> bool {
+        // Ours: what a client says of itself is taken off before (`manager`).
+        self.first_value("x-envoy-internal") == Some(b"true")
+    }
+
+    fn write(&self, command: Command, out: &mut Vec<u8>) {
+        if let Some(facts) = &self.facts {
+            FormatContext::write(facts, command, out);
+        }
     }
 }
 

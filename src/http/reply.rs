@@ -102,7 +102,8 @@ pub unsafe fn local(r: *mut ngx_http_request_t, reply: &Reply, grpc: bool) -> ng
     // SAFETY: promised by the caller.
     unsafe {
         if !grpc || reply.headers_only {
-            return send_typed(r, reply.status, reply.body, reply.location, "text/plain");
+            let content_type = if reply.content_type.len > 0 { reply.content_type } else { str_of("text/plain") };
+            return send_typed(r, reply.status, reply.body, reply.location, content_type);
         }
         if reply.location.len > 0 && push_header(r, str_of("location"), reply.location).is_none() {
             return ERROR;
@@ -110,7 +111,7 @@ pub unsafe fn local(r: *mut ngx_http_request_t, reply: &Reply, grpc: bool) -> ng
         if grpc_head(r, reply.grpc_status.unwrap_or_else(|| grpc_status(reply.status)), reply.body).is_none() {
             return ERROR;
         }
-        send_typed(r, 200, EMPTY, EMPTY, "")
+        send_typed(r, 200, EMPTY, EMPTY, EMPTY)
     }
 }
 
@@ -166,7 +167,7 @@ pub unsafe fn send_typed(
     status: u16,
     body: ngx_str_t,
     location: ngx_str_t,
-    content_type: &'static str,
+    content_type: ngx_str_t,
 ) -> ngx_int_t {
     // SAFETY: promised by the caller; nginx's own functions are called as ngx_http_send_response calls them.
     unsafe {
@@ -187,9 +188,9 @@ pub unsafe fn send_typed(
             if (*r).method == ffi::NGX_HTTP_HEAD as ffi::ngx_uint_t || status == 304 {
                 (*r).headers_out.content_length_n = -1;
             }
-        } else if !content_type.is_empty() {
-            (*r).headers_out.content_type = str_of(content_type);
-            (*r).headers_out.content_type_len = content_type.len();
+        } else if content_type.len > 0 {
+            (*r).headers_out.content_type = content_type;
+            (*r).headers_out.content_type_len = content_type.len;
         }
         let rc = ffi::ngx_http_send_header(r);
         if rc == ERROR || rc > OK || (*r).header_only() != 0 {

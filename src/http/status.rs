@@ -46,7 +46,7 @@ extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t {
                 _ => (200, "application/json", json()),
             };
             let Some(body) = pool_str((*r).pool, body.as_bytes()) else { return ERROR };
-            reply::send_typed(r, status, body, EMPTY, kind)
+            reply::send_typed(r, status, body, EMPTY, nginx::str_of(kind))
         }
     })
 }

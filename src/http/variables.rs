@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 type Getter = unsafe extern "C" fn(*mut ngx_http_request_t, *mut ngx_http_variable_value_t, usize) -> ngx_int_t;
 
 /// Name, getter, and what it is asked for.
-const VARIABLES: [(&str, Getter, usize); 14] = [
+const VARIABLES: [(&str, Getter, usize); 15] = [
     ("connection_original_dst", connection_original_dst, 0),
     ("connection_original_dst_addr", connection_original_dst, 1),
     ("connection_original_dst_port", connection_original_dst, 2),
@@ -25,7 +25,8 @@ const VARIABLES: [(&str, Getter, usize); 14] = [
     ("amesh_response_flags", of_context, 5),
     ("amesh_original_path", of_context, 6),
     ("amesh_upstream_host", upstream_host, 0),
-    ("amesh_attempts", of_context, 7),
+    ("amesh_virtual_cluster", of_context, 7),
+    ("amesh_attempts", of_context, 8),
     ("amesh_connection_upgrade", connection_upgrade, 0),
     ("amesh_upgrade", connection_upgrade, 1),
 ];
@@ -119,6 +120,7 @@ extern "C" fn of_context(r: *mut ngx_http_request_t, v: *mut ngx_http_variable_v
                     None => return ERROR,
                 },
                 6 => ctx.original_path,
+                7 => ctx.virtual_cluster,
                 _ => match pool_str((*r).pool, ctx.attempts.to_string().as_bytes()) {
                     Some(text) => text,
                     None => return ERROR,

@@ -1,6 +1,8 @@
 //! Header edits of a request or a response (`HeaderParser::evaluateHeaders`).
 
+use crate::format::{expand, Source};
 use amesh_model::header::{ArchivedAppendAction, ArchivedFormat, ArchivedHeaderEdits, ArchivedHeaderValueOption};
+use rkyv::string::ArchivedString;
 use std::borrow::Cow;
 
 /// The headers that are edited. Names are lower case.
@@ -22,6 +24,14 @@ pub enum Command {
     DownstreamRemoteAddress,
     /// `%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%`.
     DownstreamRemoteAddressWithoutPort,
+    /// `%DOWNSTREAM_REMOTE_PORT%`.
+    DownstreamRemotePort,
+    /// `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%`: of the connection, whatever headers say of the client.
+    DownstreamDirectRemoteAddress,
+    /// `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%`.
+    DownstreamDirectRemoteAddressWithoutPort,
+    /// `%DOWNSTREAM_DIRECT_REMOTE_PORT%`.
+    DownstreamDirectRemotePort,
     /// `%DOWNSTREAM_LOCAL_ADDRESS%`.
     DownstreamLocalAddress,
     /// `%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%`.
@@ -36,6 +46,8 @@ pub enum Command {
     UpstreamCluster,
     /// `%ROUTE_NAME%`.
     RouteName,
+    /// `%VIRTUAL_CLUSTER_NAME%`, see [`crate::route::virtual_cluster`].
+    VirtualClusterName,
     /// `%RESPONSE_CODE%`.
     ResponseCode,
     /// `%REQUESTED_SERVER_NAME%`.
@@ -55,6 +67,9 @@ pub trait FormatContext {
 /// The edits that apply to a message, by the level at which they are written.
 #[derive(Clone, Copy, Default)]
 pub struct Levels<'a> {
+    /// Headers that a request from outside does not bring along: `internal_only_headers` of the table, empty for a
+    /// request from inside. They are removed before anything else is done.
+    pub internal_only: &'a [ArchivedString],
     /// Of the chosen arm of a weighted cluster. Always first, whatever the order of the others.
     pub weighted_cluster: Option<&'a ArchivedHeaderEdits>,
     /// Of the route.
@@ -79,6 +94,7 @@ impl<'a> Levels<'a> {
 
     /// Edits the headers of a request. To be done before its path and host are rewritten.
     pub fn edit_request(&self, headers: &mut impl HeaderMap, context: &impl FormatContext) {
+        self.internal_only.iter().for_each(|name| headers.remove(name));
         for edits in self.in_order() {
             let remove = edits.request_remove.iter().map(|name| name.as_str());
             edit(headers, context, remove, &edits.request_add, Message::Request);
@@ -139,51 +155,33 @@ fn format<'a>(
         return Cow::Borrowed(text.as_bytes());
     }
     let mut out = Vec::new();
-    for part in parts {
-        let command = match part {
-            ArchivedFormat::Text(text) => {
-                out.extend_from_slice(text.as_bytes());
-                continue;
-            }
-            ArchivedFormat::Req { name, alternative, max } => {
-                let get = |name: &str| match message {
-                    Message::Request => headers.get(name),
-                    Message::Response => context.request_header(name),
-                };
-                header(get, name, alternative, max.to_native(), &mut out);
-                continue;
-            }
-            ArchivedFormat::Resp { name, alternative, max } => {
-                if message == Message::Response {
-                    header(|name| headers.get(name), name, alternative, max.to_native(), &mut out);
-                }
-                continue;
-            }
-            ArchivedFormat::DownstreamRemoteAddress => Command::DownstreamRemoteAddress,
-            ArchivedFormat::DownstreamRemoteAddressWithoutPort => Command::DownstreamRemoteAddressWithoutPort,
-            ArchivedFormat::DownstreamLocalAddress => Command::DownstreamLocalAddress,
-            ArchivedFormat::DownstreamLocalAddressWithoutPort => Command::DownstreamLocalAddressWithoutPort,
-            ArchivedFormat::DownstreamLocalPort => Command::DownstreamLocalPort,
-            ArchivedFormat::Protocol => Command::Protocol,
-            ArchivedFormat::UpstreamHost => Command::UpstreamHost,
-            ArchivedFormat::UpstreamCluster => Command::UpstreamCluster,
-            ArchivedFormat::RouteName => Command::RouteName,
-            ArchivedFormat::ResponseCode => Command::ResponseCode,
-            ArchivedFormat::RequestedServerName => Command::RequestedServerName,
-            ArchivedFormat::StartTime => Command::StartTime,
-        };
-        context.write(command, &mut out);
-    }
+    expand(parts, &Edited { headers, context, message }, "", &mut out);
     Cow::Owned(out)
 }
 
-/// Appends a header, or the alternative when it is absent, cut to `max` bytes (0: whole).
-fn header<'a>(get: impl Fn(&str) -> Option<Cow<'a, [u8]>>, name: &str, alternative: &str, max: u32, out: &mut Vec<u8>) {
-    let value = get(name).or_else(|| (!alternative.is_empty()).then(|| get(alternative)).flatten());
-    let Some(value) = value else { return };
-    let length = match max {
-        0 => value.len(),
-        max => value.len().min(max as usize),
-    };
-    out.extend_from_slice(&value[..length]);
+/// A message that is edited, and what else is known.
+struct Edited<'e, H, C> {
+    headers: &'e H,
+    context: &'e C,
+    message: Message,
+}
+
+impl<H: HeaderMap, C: FormatContext> Source for Edited<'_, H, C> {
+    fn request(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        match self.message {
+            Message::Request => self.headers.get(name),
+            Message::Response => self.context.request_header(name),
+        }
+    }
+
+    fn response(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        match self.message {
+            Message::Request => None,
+            Message::Response => self.headers.get(name),
+        }
+    }
+
+    fn command(&self, command: Command, out: &mut Vec<u8>) {
+        self.context.write(command, out);
+    }
 }

@@ -8,6 +8,7 @@
 
 pub mod cors;
 pub mod fault;
+mod format;
 pub mod forwarded;
 pub mod hash;
 pub mod header;

@@ -3,7 +3,7 @@
 mod common;
 
 use amesh_dataplane::header::{Command, FormatContext, HeaderMap, Levels};
-use amesh_model::header::{AppendAction, Format, HeaderEdits, HeaderValueOption};
+use amesh_model::header::{AppendAction, Format, HeaderEdits, HeaderValueOption, PathSource};
 use common::stored;
 use std::borrow::Cow;
 
@@ -163,6 +163,7 @@ fn levels_follow_one_another_in_envoys_order() {
         (true, ["arm", "table", "host", "route", "last: route"]),
     ] {
         let levels = Levels {
+            internal_only: &[],
             weighted_cluster: Some(level("arm")),
             route: Some(level("route")),
             virtual_host: Some(level("host")),
@@ -175,4 +176,44 @@ fn levels_follow_one_another_in_envoys_order() {
         assert_eq!(trail, want[..4]);
         assert!(headers.lines().contains(&want[4].to_owned()));
     }
+}
+
+#[test]
+fn a_path_is_the_old_or_the_new_one_with_its_query_or_without() {
+    let format = |query, source, max| Format::Path { query, source, max };
+    let param = |name: &str, max| Format::QueryParam { name: name.into(), max };
+    let cases = [
+        (format(true, PathSource::Path, 0), "/new/x?a=1%202&b%5b=3&b[=4&c"),
+        (format(false, PathSource::Path, 0), "/new/x"),
+        (format(true, PathSource::Original, 0), "/old?q"),
+        (format(false, PathSource::OriginalOrPath, 3), "/ol"),
+        (param("a", 0), "1 2"),
+        (param("a", 1), "1"),
+        (param("b[", 0), "3"),
+        (param("c", 0), ""),
+        (param("d", 0), ""),
+    ];
+    for (part, want) in cases {
+        let mut headers =
+            Headers::of(&[(":path", "/new/x?a=1%202&b%5b=3&b[=4&c"), ("x-envoy-original-path", "/old?q")]);
+        let edits = stored(&HeaderEdits {
+            request_add: vec![HeaderValueOption {
+                keep_empty_value: true,
+                ..option("out", AppendAction::OverwriteIfExistsOrAdd, vec![part.clone()])
+            }],
+            ..HeaderEdits::default()
+        });
+        Levels { route: Some(edits), ..Levels::default() }.edit_request(&mut headers, &Context);
+        assert_eq!(headers.get("out").unwrap(), want.as_bytes(), "{part:?}");
+    }
+}
+
+#[test]
+fn what_only_the_mesh_may_say_is_removed_first() {
+    let names = stored(&vec!["x-mesh".to_owned()]);
+    let add = option("x-mesh", AppendAction::AddIfAbsent, text("ours"));
+    let edits = stored(&HeaderEdits { request_add: vec![add], ..HeaderEdits::default() });
+    let mut headers = Headers::of(&[("x-mesh", "theirs")]);
+    Levels { internal_only: names, route: Some(edits), ..Levels::default() }.edit_request(&mut headers, &Context);
+    assert_eq!(headers.lines(), ["x-mesh: ours"]);
 }

@@ -5,7 +5,8 @@ mod common;
 use amesh_dataplane::regex::RegexCache;
 use amesh_dataplane::route::route as find;
 use amesh_model::matcher::{
-    compile_full, Fraction, HeaderMatch, HeaderMatcher, QueryMatch, QueryParameterMatcher, StringMatcher, StringPattern,
+    compile_full, Fraction, HeaderMatch, HeaderMatcher, QueryMatch, QueryParameterMatcher, RuntimeFraction,
+    StringMatcher, StringPattern, TlsContextMatch,
 };
 use amesh_model::route::{PathSpecifier, Route, RouteMatch};
 use amesh_model::route_index::{RouteIndex, MIN_ROUTES};
@@ -206,6 +207,7 @@ fn specifier() -> impl Strategy<Value = PathSpecifier> {
         3 => text(4).prop_map(PathSpecifier::Path),
         2 => text(4).prop_map(PathSpecifier::PathSeparatedPrefix),
         2 => pattern().prop_map(|pattern| PathSpecifier::SafeRegex(regex(&pattern))),
+        1 => Just(PathSpecifier::Connect),
     ]
 }
 
@@ -261,26 +263,38 @@ fn query_matcher() -> impl Strategy<Value = QueryParameterMatcher> {
 }
 
 fn one_route() -> impl Strategy<Value = Route> {
-    let fraction = Just(Fraction { numerator: 50, denominator: 100 });
+    let half = Fraction { numerator: 50, denominator: 100 };
+    let fraction = Just(RuntimeFraction { default: half, runtime_key: String::new() });
+    let certificate = any::<bool>().prop_map(|b| TlsContextMatch { presented: Some(b), validated: None });
     let more = prop_oneof![
-        3 => Just((Vec::new(), Vec::new(), false, None)),
+        3 => Just((Vec::new(), Vec::new(), false, None, None)),
         2 => (
             vec(header_matcher(), 0..3),
             vec(query_matcher(), 0..2),
             proptest::bool::weighted(0.1),
             proptest::option::weighted(0.1, fraction),
+            proptest::option::weighted(0.2, certificate),
         ),
     ];
     (specifier(), any::<bool>(), more).prop_map(|(path, case_sensitive, more)| {
-        let (headers, query_parameters, grpc, runtime_fraction) = more;
+        let (headers, query_parameters, grpc, runtime_fraction, tls_context) = more;
         let lower = |text: String| if case_sensitive { text } else { text.to_ascii_lowercase() };
         let path = match path {
             PathSpecifier::Prefix(text) => PathSpecifier::Prefix(lower(text)),
             PathSpecifier::Path(text) => PathSpecifier::Path(lower(text)),
             PathSpecifier::PathSeparatedPrefix(text) => PathSpecifier::PathSeparatedPrefix(lower(text)),
-            regex @ PathSpecifier::SafeRegex(_) => regex,
+            other @ (PathSpecifier::SafeRegex(_) | PathSpecifier::Connect) => other,
         };
-        route("", RouteMatch { path, case_sensitive, headers, query_parameters, grpc, runtime_fraction }, to("c"))
+        let wanted = RouteMatch {
+            case_sensitive,
+            headers,
+            query_parameters,
+            grpc,
+            runtime_fraction,
+            tls_context,
+            ..matching(path)
+        };
+        route("", wanted, to("c"))
     })
 }
 
@@ -292,6 +306,9 @@ fn request() -> impl Strategy<Value = Request> {
             let path = if upper { path.to_ascii_uppercase() } else { path };
             let mut request = Request::get("h", &format!("{path}{query}"));
             request.random = random.into();
+            if random % 8 == 0 {
+                request.method = "CONNECT".into();
+            }
             request.headers = headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
             if grpc {
                 request.with("content-type", "application/grpc")

@@ -6,7 +6,8 @@ use amesh_dataplane::regex::RegexCache;
 use amesh_dataplane::route::{decide, Decision};
 use amesh_model::header::{AppendAction, Format, HeaderEdits, HeaderValueOption};
 use amesh_model::matcher::{
-    Fraction, HeaderMatch, HeaderMatcher, QueryMatch, QueryParameterMatcher, StringMatcher, StringPattern,
+    Fraction, HeaderMatch, HeaderMatcher, QueryMatch, QueryParameterMatcher, RuntimeFraction, StringMatcher,
+    StringPattern,
 };
 use amesh_model::route::{
     ClusterSpecifier, DirectResponseAction, HostRewrite, PathRewrite, PathSpecifier, RedirectAction, RequireTls, Route,
@@ -27,7 +28,7 @@ fn answer_of(table: &amesh_model::route::ArchivedRouteTable, request: &Request) 
             format!("{}{path}{host}", f.cluster)
         }
         Decision::Redirect { status, location, .. } => format!("{status} {location}"),
-        Decision::Direct { status, body, .. } => format!("{status} {}", String::from_utf8_lossy(body)),
+        Decision::Direct { status, body, .. } => format!("{status} {}", String::from_utf8_lossy(&body)),
         Decision::NotFound => "404".into(),
         Decision::Refuse { reason } => format!("500 {reason}"),
         Decision::ClusterNotFound { code, .. } => format!("no cluster {code}"),
@@ -89,10 +90,14 @@ fn web() -> RouteTable {
         ..redirect()
     };
     let secure = RedirectAction { scheme: "https".into(), port: 8443, ..redirect() };
-    let teapot = DirectResponseAction { status: 418, body: b"short and stout\n".to_vec() };
+    let teapot = DirectResponseAction { status: 418, body: b"short and stout\n".to_vec(), body_format: None };
     let mut canary = forward("");
     let v2 = WeightedCluster { host_rewrite_literal: "v2.example.com".into(), ..arm("v2", 20) };
-    canary.cluster = ClusterSpecifier::Weighted { clusters: vec![arm("v1", 80), v2], total_weight: 100 };
+    canary.cluster = ClusterSpecifier::Weighted {
+        clusters: vec![arm("v1", 80), v2],
+        total_weight: 100,
+        random_header: String::new(),
+    };
     let routes = vec![
         route("by-user", with(prefix("/"), jason), to("v2")),
         route("by-user", with(prefix("/"), cookie), to("v2")),
@@ -350,7 +355,8 @@ fn grpc_is_told_by_its_content_type() {
 #[test]
 fn a_fraction_of_requests_is_taken() {
     let mut m = prefix("/");
-    m.runtime_fraction = Some(Fraction { numerator: 25, denominator: 100 });
+    let default = Fraction { numerator: 25, denominator: 100 };
+    m.runtime_fraction = Some(RuntimeFraction { default, runtime_key: String::new() });
     let table = any(vec![route("some", m, to("some")), route("rest", prefix("/"), to("rest"))]);
     let table = stored(&table);
     let some = (0..1000).filter(|n| {
@@ -452,7 +458,8 @@ fn hosts_are_rewritten_by_the_route_before_the_arm() {
         let mut action = forward("");
         action.host_rewrite = rewrite;
         let arm = WeightedCluster { host_rewrite_literal: arm_host.into(), ..arm("c", 1) };
-        action.cluster = ClusterSpecifier::Weighted { clusters: vec![arm], total_weight: 1 };
+        action.cluster =
+            ClusterSpecifier::Weighted { clusters: vec![arm], total_weight: 1, random_header: String::new() };
         answer(&any(vec![route("r", prefix("/"), RouteAction::Route(Box::new(action)))]), &request)
     };
     let get = |path: &str| Request::get("h", path);
@@ -474,7 +481,8 @@ fn the_cluster_may_come_from_a_header() {
     action.cluster_not_found_response_code = 404;
     let mut weighted = forward("");
     let arm = WeightedCluster { cluster_header: "x-c".into(), ..arm("", 1) };
-    weighted.cluster = ClusterSpecifier::Weighted { clusters: vec![arm], total_weight: 1 };
+    weighted.cluster =
+        ClusterSpecifier::Weighted { clusters: vec![arm], total_weight: 1, random_header: String::new() };
     let table = any(vec![
         route("w", prefix("/w"), RouteAction::Route(Box::new(weighted))),
         route("n", prefix("/nf"), RouteAction::NonForwarding),
@@ -527,7 +535,7 @@ fn edits_of_the_arm_are_carried() {
         ..HeaderEdits::default()
     };
     let arm = WeightedCluster { headers: edits, ..arm("c", 1) };
-    action.cluster = ClusterSpecifier::Weighted { clusters: vec![arm], total_weight: 1 };
+    action.cluster = ClusterSpecifier::Weighted { clusters: vec![arm], total_weight: 1, random_header: String::new() };
     let table = any(vec![route("r", prefix("/"), RouteAction::Route(Box::new(action)))]);
     match decide(stored(&table), &Request::get("h", "/"), &mut RegexCache::new()) {
         Decision::Forward(f) => assert_eq!(f.arm.unwrap().headers.response_add[0].key.as_str(), "x-arm"),

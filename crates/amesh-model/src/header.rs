@@ -38,10 +38,34 @@ pub enum Format {
         /// Longest result in bytes; 0: whole.
         max: u32,
     },
+    /// `%PATH(WQ:ORIG):max%`.
+    Path {
+        /// With the query (`WQ`), or without (`NQ`).
+        query: bool,
+        /// Which path.
+        source: PathSource,
+        /// Longest result in bytes; 0: whole.
+        max: u32,
+    },
+    /// `%QUERY_PARAM(name):max%`, percent-decoded.
+    QueryParam {
+        /// The parameter; the first of the name counts.
+        name: String,
+        /// Longest result in bytes; 0: whole.
+        max: u32,
+    },
     /// `%DOWNSTREAM_REMOTE_ADDRESS%`.
     DownstreamRemoteAddress,
     /// `%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%`.
     DownstreamRemoteAddressWithoutPort,
+    /// `%DOWNSTREAM_REMOTE_PORT%`.
+    DownstreamRemotePort,
+    /// `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%`.
+    DownstreamDirectRemoteAddress,
+    /// `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%`.
+    DownstreamDirectRemoteAddressWithoutPort,
+    /// `%DOWNSTREAM_DIRECT_REMOTE_PORT%`.
+    DownstreamDirectRemotePort,
     /// `%DOWNSTREAM_LOCAL_ADDRESS%`: the original destination of a captured connection.
     DownstreamLocalAddress,
     /// `%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%`.
@@ -60,8 +84,21 @@ pub enum Format {
     ResponseCode,
     /// `%REQUESTED_SERVER_NAME%`: SNI.
     RequestedServerName,
-    /// `%VIRTUAL_CLUSTER_NAME%`, `%HOSTNAME%` and the like are text that the writer knows already.
+    /// `%VIRTUAL_CLUSTER_NAME%`.
+    VirtualClusterName,
+    /// `%START_TIME%`. (`%HOSTNAME%` and the like are text that the writer knows already.)
     StartTime,
+}
+
+/// Which path `%PATH%` is.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathSource {
+    /// `ORIG`: `x-envoy-original-path`.
+    Original,
+    /// `PATH`: `:path`.
+    Path,
+    /// `ORIG_OR_PATH`: the first, or if it is not there the second.
+    OriginalOrPath,
 }
 
 /// One header to add, set or append.

@@ -21,6 +21,7 @@ pub mod hash_policy;
 pub mod header;
 pub mod listener;
 pub mod matcher;
+pub mod metadata;
 pub mod plan;
 pub mod retry;
 pub mod route;

@@ -228,7 +228,37 @@ pub enum QueryMatch {
     String(StringMatcher),
 }
 
-/// A share of requests (`config.core.v3.RuntimeFractionalPercent`).
+/// What a cookie must be (`config.route.v3.CookieMatcher`). The first of a name counts; one that is not there does not
+/// match.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct CookieMatcher {
+    /// Its name; case matters.
+    pub name: String,
+    /// What its value must be, without the quotation marks around it.
+    pub value: StringMatcher,
+    /// The result is turned round.
+    pub invert_match: bool,
+}
+
+/// What the client's certificate must be (`RouteMatch.TlsContextMatchOptions`).
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsContextMatch {
+    /// There is one, or there is none.
+    pub presented: Option<bool>,
+    /// It was validated, or not.
+    pub validated: Option<bool>,
+}
+
+/// A share of requests that the runtime may set (`config.core.v3.RuntimeFractionalPercent`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeFraction {
+    /// What counts when the runtime says nothing.
+    pub default: Fraction,
+    /// The runtime's key; may be empty.
+    pub runtime_key: String,
+}
+
+/// A share of requests (`type.v3.FractionalPercent`).
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fraction {
     /// Out of `denominator`.

@@ -2,8 +2,11 @@
 
 use crate::filter::{Cors, Fault};
 use crate::hash_policy::HashPolicy;
-use crate::header::HeaderEdits;
-use crate::matcher::{Fraction, HeaderMatcher, QueryParameterMatcher, Regex};
+use crate::header::{Format, HeaderEdits};
+use crate::matcher::{
+    CookieMatcher, Fraction, HeaderMatcher, QueryParameterMatcher, Regex, RuntimeFraction, TlsContextMatch,
+};
+use crate::metadata::{FilterStateMatcher, MetadataMatcher};
 use crate::retry::RetryPolicy;
 use crate::route_index::RouteIndex;
 use crate::subset::Criterion;
@@ -25,6 +28,10 @@ pub struct RouteTable {
     pub headers: HeaderEdits,
     /// `most_specific_header_mutations_wins`.
     pub most_specific_header_mutations_wins: bool,
+    /// The header whose value finds the virtual host in place of the host (lower case); empty: none.
+    pub vhost_header: String,
+    /// Headers that requests from outside do not bring along (`internal_only_headers`), lower case.
+    pub internal_only_headers: Vec<String>,
 }
 
 /// Domains of a route table, all lower case. Exact first, then the longest suffix, the longest prefix, then `*`.
@@ -53,6 +60,9 @@ pub struct VirtualHost {
     pub routes: Vec<Route>,
     /// Which of `routes` can take a request; none where they are few.
     pub index: Option<Box<RouteIndex>>,
+    /// What follows a `;` in a segment of the path is not looked at (`ignore_path_parameters_in_path_matching` of the
+    /// table).
+    pub ignore_path_parameters: bool,
     /// Plaintext requests are redirected to `https` (`require_tls`).
     pub require_tls: RequireTls,
     /// `x-envoy-attempt-count` goes upstream.
@@ -63,8 +73,19 @@ pub struct VirtualHost {
     pub include_is_timeout_retry_header: bool,
     /// Header edits of this host.
     pub headers: HeaderEdits,
+    /// Names for groups of requests; the first that matches counts.
+    pub virtual_clusters: Vec<VirtualCluster>,
     /// Each request of this host is refused with 500, for this reason.
     pub refuse: Option<String>,
+}
+
+/// A name for a group of requests (`config.route.v3.VirtualCluster`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct VirtualCluster {
+    /// The name.
+    pub name: String,
+    /// All must hold.
+    pub headers: Vec<HeaderMatcher>,
 }
 
 /// `VirtualHost.TlsRequirementType`.
@@ -110,7 +131,15 @@ pub struct RouteMatch {
     /// Only gRPC requests (`content-type: application/grpc…`).
     pub grpc: bool,
     /// Only a share of requests.
-    pub runtime_fraction: Option<Fraction>,
+    pub runtime_fraction: Option<RuntimeFraction>,
+    /// All must hold.
+    pub cookies: Vec<CookieMatcher>,
+    /// The client's certificate.
+    pub tls_context: Option<TlsContextMatch>,
+    /// All must hold.
+    pub dynamic_metadata: Vec<MetadataMatcher>,
+    /// All must hold.
+    pub filter_state: Vec<FilterStateMatcher>,
 }
 
 /// `RouteMatch.path_specifier`.
@@ -124,6 +153,8 @@ pub enum PathSpecifier {
     SafeRegex(Regex),
     /// Equal, or begins so and `/` follows.
     PathSeparatedPrefix(String),
+    /// Any, of a CONNECT request (`connect_matcher`).
+    Connect,
 }
 
 /// `Route.action`.
@@ -214,6 +245,8 @@ pub enum ClusterSpecifier {
         clusters: Vec<WeightedCluster>,
         /// Sum of their weights, above 0.
         total_weight: u32,
+        /// A header with the number that chooses between them, in place of a random one (lower case); empty: none.
+        random_header: String,
     },
 }
 
@@ -251,6 +284,8 @@ pub enum PathRewrite {
     },
     /// The whole path is replaced (`path_redirect`).
     Full(String),
+    /// The whole path is replaced by what this comes out as (`path_rewrite`); empty: nothing is changed.
+    Format(Vec<Format>),
 }
 
 /// What happens to the host of a forwarded request.
@@ -272,6 +307,8 @@ pub enum HostRewrite {
         /// RE2's substitution.
         substitution: String,
     },
+    /// `host_rewrite`: what this comes out as, `-` for each command that is empty.
+    Format(Vec<Format>),
 }
 
 /// `config.route.v3.RedirectAction`.
@@ -300,4 +337,26 @@ pub struct DirectResponseAction {
     pub status: u16,
     /// The body.
     pub body: Vec<u8>,
+    /// A body that is made for each request, in place of `body`.
+    pub body_format: Option<BodyFormat>,
+}
+
+/// A body with substitution commands (`config.core.v3.SubstitutionFormatString`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct BodyFormat {
+    /// Its parts.
+    pub parts: Vec<BodyPart>,
+    /// Empty values are left out; else `-` (in JSON: `null`, where they stand alone) takes their place.
+    pub omit_empty_values: bool,
+    /// `content-type`.
+    pub content_type: String,
+}
+
+/// A part of a body.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum BodyPart {
+    /// As it stands.
+    Text(Vec<Format>),
+    /// As a JSON value: a string, but for a command alone a number or `null`.
+    Json(Vec<Format>),
 }

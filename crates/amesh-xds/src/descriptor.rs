@@ -13,7 +13,7 @@
 use crate::translate;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, ReflectMessage};
 use serde::Deserialize;
 use serde_json::Value;
 use std::sync::OnceLock;
@@ -91,15 +91,111 @@ pub fn from_json(file: &str, text: &str) -> Result<Vec<Resource>, Error> {
 /// [`Error`] names the place of what cannot be read.
 pub fn from_yaml(file: &str, text: &str) -> Result<Vec<Resource>, Error> {
     let mut out = Vec::new();
-    for (i, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
-        let document_number = i + 1;
-        // By YAML's own value, which finds keys that are there twice.
-        let mut yaml = serde_yaml_ng::Value::deserialize(document).map_err(|e| syntax(file, document_number, &e))?;
-        yaml.apply_merge().map_err(|e| syntax(file, document_number, &e))?;
-        let value = serde_json::to_value(yaml).map_err(|e| syntax(file, document_number, &e))?;
-        Place { file, document: document_number }.document(value, &mut out)?;
-    }
+    yaml(file, text, |document, value| Place { file, document }.document(value, &mut out))?;
     Ok(out)
+}
+
+/// Hands on each document of a text with its number, from 1.
+fn yaml(file: &str, text: &str, mut each: impl FnMut(usize, Value) -> Result<(), Error>) -> Result<(), Error> {
+    for (i, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
+        let number = i + 1;
+        // By YAML's own value, which finds keys that are there twice.
+        let mut yaml = serde_yaml_ng::Value::deserialize(document).map_err(|e| syntax(file, number, &e))?;
+        yaml.apply_merge().map_err(|e| syntax(file, number, &e))?;
+        each(number, serde_json::to_value(yaml).map_err(|e| syntax(file, number, &e))?)?;
+    }
+    Ok(())
+}
+
+/// The one document of a text in YAML or JSON; `file` is for errors.
+///
+/// # Errors
+/// [`Error::Syntax`], also when there is no document or more than one.
+pub fn document(file: &str, text: &str) -> Result<Value, Error> {
+    // YAML's flow style is JSON, but that it takes no tabs; and as Envoy's reader it takes a comma before a bracket.
+    if let Ok(value) = serde_json::from_str(text) {
+        return Ok(value);
+    }
+    let mut documents = Vec::new();
+    yaml(file, text, |_, value| {
+        documents.push(value);
+        Ok(())
+    })?;
+    let count = documents.len();
+    match documents.pop() {
+        Some(value) if count == 1 => Ok(value),
+        _ => Err(syntax(file, 1, &format!("has {count} documents, one is needed"))),
+    }
+}
+
+/// The message that a text in YAML or JSON is, with or without its `@type`; `type_url` says which.
+///
+/// # Errors
+/// [`Error`] names the place of what cannot be read.
+pub fn message<M: Message + Default>(file: &str, text: &str, type_url: &str) -> Result<M, Error> {
+    message_of(file, document(file, text)?, type_url)
+}
+
+/// As [`message`], of a document that was read.
+///
+/// # Errors
+/// As [`message`].
+pub fn message_of<M: Message + Default>(file: &str, value: Value, type_url: &str) -> Result<M, Error> {
+    let place = Place { file, document: 1 };
+    let mut out = Vec::new();
+    place.resource("", value, Some(type_url), &mut out)?;
+    let bytes = out.first().map_or(&[][..], |resource| &resource.any.value);
+    M::decode(bytes).map_err(|e| place.error("", "", e.to_string()))
+}
+
+/// Paths of the deprecated fields that a message uses, as it is known by its `type_url`; also within [`Any`]s.
+///
+/// # Errors
+/// [`Error::Descriptors`], also when the type is not known.
+pub fn deprecated<M: Message>(message: &M, type_url: &str) -> Result<Vec<String>, Error> {
+    let name = type_url.rsplit('/').next().unwrap_or_default();
+    let broken = |reason: &dyn std::fmt::Display| Error::Descriptors(format!("{name}: {reason}"));
+    let descriptor = pool()?.get_message_by_name(name).ok_or_else(|| broken(&"is no type of Envoy's"))?;
+    let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).map_err(|e| broken(&e))?;
+    let mut found = Vec::new();
+    find_deprecated(&dynamic, "", &mut found);
+    Ok(found)
+}
+
+fn find_deprecated(message: &DynamicMessage, at: &str, found: &mut Vec<String>) {
+    if message.descriptor().full_name() == "google.protobuf.Any" {
+        let inner = message.transcode_to::<Any>().ok().and_then(|any| {
+            let name = any.type_url.rsplit('/').next()?;
+            let known = message.descriptor().parent_pool().get_message_by_name(name)?;
+            DynamicMessage::decode(known, any.value.as_slice()).ok()
+        });
+        if let Some(inner) = inner {
+            find_deprecated(&inner, at, found);
+        }
+        return;
+    }
+    for (field, value) in message.fields() {
+        let dot = if at.is_empty() { "" } else { "." };
+        let path = format!("{at}{dot}{}", field.name());
+        if field.field_descriptor_proto().options.as_ref().is_some_and(|o| o.deprecated()) {
+            found.push(path);
+            continue;
+        }
+        match value {
+            prost_reflect::Value::Message(inner) => find_deprecated(inner, &path, found),
+            prost_reflect::Value::List(list) => {
+                for (i, inner) in list.iter().enumerate().filter_map(|(i, v)| Some((i, v.as_message()?))) {
+                    find_deprecated(inner, &format!("{path}[{i}]"), found);
+                }
+            }
+            prost_reflect::Value::Map(map) => {
+                for (key, inner) in map.iter().filter_map(|(key, v)| Some((key.as_str()?, v.as_message()?))) {
+                    find_deprecated(inner, &format!("{path}[\"{key}\"]"), found);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 fn syntax(file: &str, document: usize, e: &dyn std::fmt::Display) -> Error {
@@ -201,6 +297,7 @@ impl Place<'_> {
         let Some(descriptor) = pool()?.get_message_by_name(message) else {
             return Err(self.error(&label, "@type", format!("\"{type_url}\" is no type of Envoy's")));
         };
+        spell_durations(&mut fields, &descriptor);
         let mut track = serde_path_to_error::Track::new();
         let deserializer = serde_path_to_error::Deserializer::new(Value::Object(fields), &mut track);
         let dynamic = DynamicMessage::deserialize(descriptor, deserializer)
@@ -209,6 +306,48 @@ impl Place<'_> {
         out.push(Resource { name: translate::resource_name(&any).unwrap_or_default(), version, any });
         Ok(())
     }
+}
+
+/// Writes durations as texts (`1.5s`), which is their only form in protobuf's JSON: Envoy also takes them as the message
+/// that they are, `{seconds: 1, nanos: 500000000}`.
+fn spell_durations(fields: &mut serde_json::Map<String, Value>, message: &MessageDescriptor) {
+    for (name, value) in fields {
+        let field = message.get_field_by_name(name).or_else(|| message.get_field_by_json_name(name));
+        // The values of maps are left as they are: Envoy has no map of durations, nor of what has some inside.
+        let Some(Kind::Message(inner)) = field.filter(|f| !f.is_map()).map(|f| f.kind()) else { continue };
+        let values = match value {
+            Value::Array(list) => list.as_mut_slice(),
+            one => std::slice::from_mut(one),
+        };
+        for value in values {
+            let Value::Object(fields) = value else { continue };
+            match inner.full_name() {
+                "google.protobuf.Duration" => {
+                    if let Some(text) = duration(fields) {
+                        *value = Value::String(text);
+                    }
+                }
+                "google.protobuf.Any" => {
+                    let kind = fields.get("@type").and_then(Value::as_str).and_then(|t| t.rsplit('/').next());
+                    let known = kind.and_then(|name| inner.parent_pool().get_message_by_name(name));
+                    if let Some(known) = known {
+                        spell_durations(fields, &known);
+                    }
+                }
+                _ => spell_durations(fields, &inner),
+            }
+        }
+    }
+}
+
+/// The text of a duration with these fields, and no others.
+fn duration(fields: &serde_json::Map<String, Value>) -> Option<String> {
+    let number = |name: &str| fields.get(name).map_or(Some(0), Value::as_i64);
+    let (seconds, nanos) = (number("seconds")?, number("nanos")?);
+    let known = fields.keys().all(|name| name == "seconds" || name == "nanos");
+    let sign = if seconds < 0 || nanos < 0 { "-" } else { "" };
+    (known && seconds.signum() * nanos.signum() >= 0 && nanos.unsigned_abs() < 1_000_000_000)
+        .then(|| format!("{sign}{}.{:09}s", seconds.unsigned_abs(), nanos.unsigned_abs()))
 }
 
 /// The field that an error is about: a field that does not exist is not part of the path where it was found.

@@ -22,6 +22,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 
 mod action;
+mod body;
 mod chain;
 mod cluster;
 mod cors;
@@ -34,17 +35,20 @@ mod hcm;
 mod lb;
 mod listener;
 mod matcher;
+mod metadata;
 mod notes;
 mod retry;
 mod route;
 mod secrets;
 mod socket;
 mod subset;
+mod uri_template;
 mod value;
 
 pub use cluster::{cluster, DnsCluster, DnsFamily, Source, TranslatedCluster};
 pub use endpoint::{dns_assignment, endpoint_set, DnsTarget};
 pub use listener::{listener, listener_index, BoundListener, ListenerAddresses, TranslatedListener};
+pub use matcher::header as header_matcher;
 pub use notes::{Note, NoteKind, Notes};
 pub use route::route_table;
 pub use secrets::without_secrets;

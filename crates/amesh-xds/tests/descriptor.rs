@@ -110,3 +110,38 @@ fn bytes_of_maps_and_anys_are_those_of_the_protos() {
     assert!(any.type_url.ends_with("HttpProtocolOptions"));
     assert_eq!(c.connect_timeout.unwrap().nanos, 250_000_000);
 }
+
+#[test]
+fn a_duration_may_be_the_message_that_it_is() {
+    use envoy_types::pb::envoy::config::route::v3::{route::Action, RouteConfiguration};
+    let read = |timeout: &str| -> Result<RouteConfiguration, Error> {
+        let route = format!("{{match: {{prefix: /}}, route: {{cluster: c, timeout: {timeout}}}}}");
+        let text = format!("virtual_hosts: [{{name: a, domains: [\"*\"], routes: [{route}]}}]");
+        descriptor::message("a.yaml", &text, amesh_xds::translate::ROUTE_CONFIGURATION)
+    };
+    let timeout = |text: &str| match read(text).unwrap().virtual_hosts.remove(0).routes.remove(0).action {
+        Some(Action::Route(route)) => route.timeout.map(|t| (t.seconds, t.nanos)),
+        _ => None,
+    };
+    assert_eq!(timeout("1.5s"), Some((1, 500_000_000)));
+    assert_eq!(timeout("{seconds: 1, nanos: 500000000}"), Some((1, 500_000_000)));
+    assert_eq!(timeout("{nanos: 0}"), Some((0, 0)));
+    for bad in ["{seconds: 1, hours: 2}", "{seconds: 1, nanos: -1}", "{seconds: x}", "5"] {
+        assert!(read(bad).unwrap_err().to_string().contains("virtual_hosts[0].routes[0].route.timeout"), "{bad}");
+    }
+}
+
+#[test]
+fn a_message_is_the_only_document_of_its_text() {
+    use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+    let read = |text: &str| -> Result<RouteConfiguration, Error> {
+        descriptor::message("a", text, amesh_xds::translate::ROUTE_CONFIGURATION)
+    };
+    assert_eq!(read("{\"name\": \"r\",\t\"virtual_hosts\": []}").unwrap().name, "r", "JSON with a tab");
+    assert_eq!(read("{\"name\": \"r\", \"virtual_hosts\": [],}").unwrap().name, "r", "a comma at the end");
+    let typed = format!("\"@type\": {}\nname: r", amesh_xds::translate::ROUTE_CONFIGURATION);
+    assert_eq!(read(&typed).unwrap().name, "r");
+    assert!(read("name: r\n---\nname: s").unwrap_err().to_string().contains("2 documents"));
+    assert!(read("").is_err());
+    assert!(read("\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster\nname: r").is_err());
+}

@@ -146,7 +146,7 @@ fn the_routes_of_web_come_in_order() {
     let RouteAction::DirectResponse(teapot) = &host.routes[10].action else { panic!() };
     assert_eq!(teapot.status, 418);
     let RouteAction::Route(canary) = &host.routes[20].action else { panic!() };
-    let ClusterSpecifier::Weighted { clusters, total_weight } = &canary.cluster else { panic!() };
+    let ClusterSpecifier::Weighted { clusters, total_weight, .. } = &canary.cluster else { panic!() };
     assert_eq!((clusters.len(), *total_weight), (2, 100));
     assert_eq!(canary.retry.num_retries, 2);
     assert!(canary.retry.retry_on & retry_on::CONNECT_FAILURE != 0 && canary.retry.previous_hosts);

@@ -126,10 +126,11 @@ fn route_tables_that_make_no_sense() {
             ("regex: \"/z+\"", "regex: \"/z(\"", "virtual_hosts[0].routes[2].match.safe_regex.regex", "regex \"/z(\""),
             ("regex: \"/z+\"", "regex: \"\"", "virtual_hosts[0].routes[2].match.safe_regex.regex", "is empty"),
             ("prefix: /x,", "", &at("match.path_specifier"), "is not set"),
-            ("prefix: /x,", "connect_matcher: {},", &at("match.connect_matcher"), "CONNECT"),
+            ("prefix: /x,", "path_match_policy: {name: own},", &at("match.path_match_policy"), "\"own\" is no matcher"),
             ("prefix: /x,", "path_separated_prefix: /x/,", &at("match.path_separated_prefix"), "slash"),
-            ("prefix: /x,", "prefix: /x, dynamic_metadata: [{}],", &at("match.dynamic_metadata"), "not supported"),
-            ("prefix: /x,", "prefix: /x, filter_state: [{}],", &at("match.filter_state"), "not supported"),
+            ("prefix: /x,", "prefix: /x, dynamic_metadata: [{}],", &at("match.dynamic_metadata[0].filter"), "empty"),
+            ("prefix: /x,", "prefix: /x, cookies: [{name: c}],", &at("match.cookies[0].string_match"), "not set"),
+            ("prefix: /x,", "prefix: /x, filter_state: [{key: k}],", &at("match.filter_state[0].matcher"), "not set"),
             (
                 "prefix: /x,",
                 "prefix: /x, runtime_fraction: {},",
@@ -173,9 +174,20 @@ fn route_tables_that_make_no_sense() {
                 "{cluster: c}",
                 "{cluster: c, path_rewrite_policy: {}}",
                 &at("route.path_rewrite_policy"),
-                "not supported",
+                "is no rewrite of paths",
             ),
             ("{cluster: c}", "{cluster: c, host_rewrite_header: \"\"}", &at("route.host_rewrite_header"), "no name"),
+            ("{cluster: c}", "{cluster: c, path_rewrite: '%DURATION%'}", &at("route.path_rewrite"), "not expanded here"),
+            ("{cluster: c}", "{cluster: c, host_rewrite: '%NONE%'}", &at("route.host_rewrite"), "no command"),
+            (
+                "{cluster: c}",
+                concat!(
+                    "{cluster: c, path_rewrite_policy: {name: r, typed_config: {'@type': type.googleapis.com/",
+                    "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig, path_template_rewrite: /x}}}"
+                ),
+                &at("route.path_rewrite_policy.typed_config.path_template_rewrite"),
+                "needs a path_match_policy",
+            ),
             (
                 "{cluster: c}",
                 "{cluster: c, cluster_not_found_response_code: 7}",

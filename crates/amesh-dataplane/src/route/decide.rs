@@ -1,6 +1,7 @@
 //! The whole decision on a request.
 
-use super::{matches, rewrite, virtual_host, RequestHead};
+use super::cleaned::Cleaned;
+use super::{body, matches, rewrite, virtual_host, RequestHead};
 use crate::regex::RegexCache;
 use amesh_model::route::{
     ArchivedClusterSpecifier, ArchivedForwardAction, ArchivedHostRewrite, ArchivedRequireTls, ArchivedRoute,
@@ -34,7 +35,11 @@ pub enum Decision<'a> {
         /// The status.
         status: u16,
         /// The body.
-        body: &'a [u8],
+        body: Cow<'a, [u8]>,
+        /// `content-type`, where there is a body.
+        content_type: &'a str,
+        /// `location`, with a status that has one (201 and 3xx): where the request is already. Envoy has it so.
+        location: Option<String>,
     },
     /// No virtual host or no route takes it: 404, flag `NR`.
     NotFound,
@@ -95,6 +100,10 @@ pub struct Forward<'a> {
     pub path: Option<String>,
     /// The new host, `None`: unchanged.
     pub host: Option<String>,
+    /// The host before the route's own rewrite. It goes into `x-envoy-original-host`, and where the action says so
+    /// (`append_x_forwarded_host`) into `x-forwarded-host`. `None` where only an arm of a weighted cluster has rewritten
+    /// it; where both have, it is the arm's. (Found by asking Envoy 1.40.)
+    pub old_host: Option<String>,
     /// The host is to be that of the endpoint, if it has a name (`auto_host_rewrite`).
     pub auto_host: bool,
 }
@@ -106,16 +115,32 @@ impl<'a> Forward<'a> {
     }
 }
 
-/// Decides on a request.
+/// Decides on a request. One from outside has no headers that only the mesh may set; see [`crate::header::Levels`].
 pub fn decide<'a>(table: &'a ArchivedRouteTable, head: &impl RequestHead, regexes: &mut RegexCache) -> Decision<'a> {
-    let Some(vh) = virtual_host(table, head.host()) else { return Decision::NotFound };
+    match table.internal_only_headers.as_slice() {
+        [_, ..] if !head.is_internal() => {
+            decide_cleaned(table, &Cleaned { head, without: &table.internal_only_headers }, regexes)
+        }
+        _ => decide_cleaned(table, head, regexes),
+    }
+}
+
+fn decide_cleaned<'a>(
+    table: &'a ArchivedRouteTable,
+    head: &impl RequestHead,
+    regexes: &mut RegexCache,
+) -> Decision<'a> {
+    let host = match table.vhost_header.as_str() {
+        "" => Some(head.host()),
+        name => head.first_value(name).and_then(|value| std::str::from_utf8(value).ok()),
+    };
+    let Some(vh) = host.and_then(|host| virtual_host(table, host)) else { return Decision::NotFound };
     if let Some(reason) = vh.1.refuse.as_ref() {
         return Decision::Refuse { reason };
     }
-    let internal = || head.first_value("x-envoy-internal") == Some(b"true");
     let wants_tls = match vh.1.require_tls {
         ArchivedRequireTls::None => false,
-        ArchivedRequireTls::ExternalOnly => !internal(),
+        ArchivedRequireTls::ExternalOnly => !head.is_internal(),
         ArchivedRequireTls::All => true,
     };
     if wants_tls && head.scheme() != "https" {
@@ -132,7 +157,13 @@ pub fn decide<'a>(table: &'a ArchivedRouteTable, head: &impl RequestHead, regexe
             location: rewrite::location(redirect, &route.1.matches, head, regexes),
         },
         ArchivedRouteAction::DirectResponse(direct) => {
-            Decision::Direct { virtual_host: vh, route, status: direct.status.to_native(), body: &direct.body }
+            let status = direct.status.to_native();
+            let (body, content_type) = match direct.body_format.as_ref() {
+                Some(format) => (Cow::Owned(body::body(format, head)), format.content_type.as_str()),
+                None => (Cow::Borrowed(direct.body.as_slice()), "text/plain"),
+            };
+            let location = matches!(status, 201 | 300..=399).then(|| rewrite::here(head));
+            Decision::Direct { virtual_host: vh, route, status, body, content_type, location }
         }
         // A route without a cluster, as Envoy sees it.
         ArchivedRouteAction::NonForwarding => Decision::ClusterNotFound { virtual_host: vh, route, code: 503 },
@@ -155,9 +186,10 @@ fn forward<'a>(
     let cluster = match &action.cluster {
         ArchivedClusterSpecifier::Cluster(name) => Some(Cow::Borrowed(name.as_str())),
         ArchivedClusterSpecifier::ClusterHeader(name) => by_header(name),
-        ArchivedClusterSpecifier::Weighted { clusters, .. } => {
+        ArchivedClusterSpecifier::Weighted { clusters, random_header, .. } => {
             let weights = clusters.iter().map(|c| c.weight.to_native());
-            arm = crate::lb::weighted_pick(weights, head.random()).and_then(|at| clusters.get(at));
+            arm = crate::lb::weighted_pick(weights, number(head, random_header).unwrap_or_else(|| head.random()))
+                .and_then(|at| clusters.get(at));
             arm.and_then(|arm| match arm.cluster_header.as_str() {
                 "" => Some(Cow::Borrowed(arm.name.as_str())),
                 name => by_header(name),
@@ -169,15 +201,28 @@ fn forward<'a>(
         return Decision::ClusterNotFound { virtual_host, route, code };
     };
     // The route's own rewrite comes after the arm's, and so wins (`WeightedClusterEntry::finalizeRequestHeaders`).
-    let of_arm = || arm.map(|arm| arm.host_rewrite_literal.as_str()).filter(|host| !host.is_empty()).map(str::to_owned);
+    let of_route = rewrite::host(&action.host_rewrite, head, regexes);
+    let of_arm = arm.map(|arm| arm.host_rewrite_literal.as_str()).filter(|host| !host.is_empty());
+    let old_host = of_route.is_some().then(|| of_arm.unwrap_or_else(|| head.host()).to_owned());
     Decision::Forward(Forward {
         virtual_host,
         route,
         action,
         cluster,
         arm,
-        path: rewrite::path(&action.path_rewrite, &route.1.matches, head.path(), regexes),
-        host: rewrite::host(&action.host_rewrite, head, regexes).or_else(of_arm),
+        path: rewrite::path(&action.path_rewrite, &route.1.matches, head, regexes),
+        old_host,
+        host: of_route.or_else(|| of_arm.map(str::to_owned)),
         auto_host: matches!(action.host_rewrite, ArchivedHostRewrite::Auto),
     })
+}
+
+/// The number in a header that is there once (`absl::SimpleAtoi`).
+fn number(head: &impl RequestHead, header: &str) -> Option<u64> {
+    if header.is_empty() {
+        return None;
+    }
+    let mut values = head.header_values(header);
+    let number = std::str::from_utf8(values.next()?.trim_ascii()).ok()?.parse().ok();
+    number.filter(|_| values.next().is_none())
 }

@@ -1,12 +1,12 @@
 //! Whether a route takes a request (`RouteEntryImplBase::matchRoute`, `HeaderUtility::matchHeaders`).
 
 use super::candidates::candidates;
-use super::{pseudo, RequestHead};
+use super::{facts, pseudo, RequestHead};
 use crate::path::split_query;
 use crate::regex::RegexCache;
 use amesh_model::matcher::{
     ArchivedHeaderMatch, ArchivedHeaderMatcher, ArchivedQueryMatch, ArchivedQueryParameterMatcher,
-    ArchivedStringMatcher, ArchivedStringPattern,
+    ArchivedRuntimeFraction, ArchivedStringMatcher, ArchivedStringPattern,
 };
 use amesh_model::route::{ArchivedPathSpecifier, ArchivedRoute, ArchivedRouteMatch, ArchivedVirtualHost};
 use std::borrow::Cow;
@@ -52,6 +52,11 @@ pub fn route<'a>(
     regexes: &mut RegexCache,
 ) -> Option<(usize, &'a ArchivedRoute)> {
     let (path, query) = split_query(head.path());
+    let path = match virtual_host.ignore_path_parameters && path.contains(';') {
+        true => Cow::Owned(without_parameters(path)),
+        false => Cow::Borrowed(path),
+    };
+    let path = path.as_ref();
     let candidates = virtual_host.index.as_ref().map(|index| candidates(index, (path, query), head, regexes));
     let numbered = |number: usize| {
         let route = virtual_host.routes.get(number)?;
@@ -63,6 +68,12 @@ pub fn route<'a>(
     }
 }
 
+/// A path without what follows a `;` in each of its segments.
+fn without_parameters(path: &str) -> String {
+    let segments: Vec<&str> = path.split('/').map(|segment| segment.split(';').next().unwrap_or_default()).collect();
+    segments.join("/")
+}
+
 fn takes(
     wanted: &ArchivedRouteMatch,
     path: &str,
@@ -70,21 +81,25 @@ fn takes(
     head: &impl RequestHead,
     regexes: &mut RegexCache,
 ) -> bool {
-    path_matches(wanted, path, regexes)
-        && wanted.runtime_fraction.as_ref().is_none_or(|f| {
-            head.random() % u64::from(f.denominator.to_native().max(1)) < f.numerator.to_native().into()
-        })
+    path_matches(wanted, path, head, regexes)
+        && wanted.runtime_fraction.as_ref().is_none_or(|f| falls_under(f, head))
         && (!wanted.grpc || is_grpc(head))
         && wanted.headers.iter().all(|m| header_matches(m, head, regexes))
         && wanted.query_parameters.iter().all(|m| query_matches(m, query, regexes))
+        && facts::hold(wanted, head, regexes)
 }
 
-fn path_matches(wanted: &ArchivedRouteMatch, path: &str, regexes: &mut RegexCache) -> bool {
-    let equal = |a: &str, b: &str| match wanted.case_sensitive {
-        true => a == b,
-        false => a.eq_ignore_ascii_case(b),
-    };
-    let begins = |text: &str| path.get(..text.len()).is_some_and(|start| equal(start, text));
+fn falls_under(fraction: &ArchivedRuntimeFraction, head: &impl RequestHead) -> bool {
+    let default = &fraction.default;
+    let (numerator, denominator) = head
+        .runtime_fraction(&fraction.runtime_key)
+        .unwrap_or((default.numerator.to_native(), default.denominator.to_native()));
+    head.random() % u64::from(denominator.max(1)) < numerator.into()
+}
+
+fn path_matches(wanted: &ArchivedRouteMatch, path: &str, head: &impl RequestHead, regexes: &mut RegexCache) -> bool {
+    let equal = |a: &str, b: &str| equal(wanted, a, b);
+    let begins = |text: &str| begins(wanted, path, text);
     match &wanted.path {
         ArchivedPathSpecifier::Prefix(text) => begins(text),
         ArchivedPathSpecifier::Path(text) => equal(path, text),
@@ -92,6 +107,19 @@ fn path_matches(wanted: &ArchivedRouteMatch, path: &str, regexes: &mut RegexCach
         ArchivedPathSpecifier::PathSeparatedPrefix(text) => {
             begins(text) && matches!(path.as_bytes().get(text.len()), None | Some(b'/'))
         }
+        ArchivedPathSpecifier::Connect => head.method() == "CONNECT",
+    }
+}
+
+/// Whether a path begins with a text, as the route looks at case.
+pub(super) fn begins(wanted: &ArchivedRouteMatch, path: &str, text: &str) -> bool {
+    path.get(..text.len()).is_some_and(|start| equal(wanted, start, text))
+}
+
+fn equal(wanted: &ArchivedRouteMatch, a: &str, b: &str) -> bool {
+    match wanted.case_sensitive {
+        true => a == b,
+        false => a.eq_ignore_ascii_case(b),
     }
 }
 
@@ -120,7 +148,8 @@ pub fn is_grpc(head: &impl RequestHead) -> bool {
         .is_some_and(|rest| matches!(rest, [] | [b'+', ..]))
 }
 
-fn header_matches(wanted: &ArchivedHeaderMatcher, head: &impl RequestHead, regexes: &mut RegexCache) -> bool {
+/// Whether a message has a header as it is wanted (`HeaderUtility::matchHeaders`).
+pub fn header_matches(wanted: &ArchivedHeaderMatcher, head: &impl RequestHead, regexes: &mut RegexCache) -> bool {
     let name = wanted.name.as_str();
     let line = pseudo(head, name).map(str::as_bytes).filter(|value| !value.is_empty());
     let present = line.is_some() || head.header_values(name).next().is_some();

@@ -1,6 +1,7 @@
 //! New paths, hosts and locations (`RouteEntryImplBase::finalizePathHeader`, `Http::Utility::newUri`).
 
-use super::RequestHead;
+use super::matches::begins;
+use super::{body, RequestHead};
 use crate::path::split_query;
 use crate::regex::RegexCache;
 use amesh_model::route::{
@@ -10,14 +11,15 @@ use std::borrow::Cow;
 
 /// The path with query after a rewrite, `None` when there is none.
 ///
-/// A prefix takes the place of what the route matched: prefix, path, or for a regex the whole path. The query stays
-/// behind it as it was, whatever the rewrite has put there.
+/// A prefix takes the place of what the route matched: prefix, path, or for a regex the whole path; a path that matched
+/// only without its parameters stays. The query stays behind it as it was, whatever the rewrite has put there.
 pub(super) fn path(
     rewrite: &ArchivedPathRewrite,
     matched: &ArchivedRouteMatch,
-    path_and_query: &str,
+    head: &impl RequestHead,
     regexes: &mut RegexCache,
 ) -> Option<String> {
+    let path_and_query = head.path();
     let (path, query) = split_query(path_and_query);
     match rewrite {
         ArchivedPathRewrite::None => None,
@@ -26,8 +28,10 @@ pub(super) fn path(
             let length = match &matched.path {
                 ArchivedPathSpecifier::Prefix(text)
                 | ArchivedPathSpecifier::Path(text)
-                | ArchivedPathSpecifier::PathSeparatedPrefix(text) => text.len(),
-                ArchivedPathSpecifier::SafeRegex(_) => path.len(),
+                | ArchivedPathSpecifier::PathSeparatedPrefix(text) => {
+                    begins(matched, path, text).then_some(text.len())?
+                }
+                ArchivedPathSpecifier::SafeRegex(_) | ArchivedPathSpecifier::Connect => path.len(),
             };
             Some([text, path_and_query.get(length..).unwrap_or_default()].concat())
         }
@@ -37,6 +41,10 @@ pub(super) fn path(
             (!new.is_empty()).then(|| new + query)
         }
         ArchivedPathRewrite::Full(text) => Some([text, query].concat()),
+        ArchivedPathRewrite::Format(parts) => {
+            let new = body::text(parts, head, "");
+            (!new.is_empty()).then(|| new + query)
+        }
     }
 }
 
@@ -51,6 +59,7 @@ pub(super) fn host(rewrite: &ArchivedHostRewrite, head: &impl RequestHead, regex
         ArchivedHostRewrite::PathRegex { pattern, substitution } => {
             Some(regexes.replace_all(pattern, split_query(head.path()).0, substitution))
         }
+        ArchivedHostRewrite::Format(parts) => Some(body::text(parts, head, "-")),
     };
     host.filter(|host| !host.is_empty())
 }
@@ -81,7 +90,15 @@ pub(super) fn location(
             own_query = true;
             Cow::Borrowed(text.as_str())
         }
-        rewrite => self::path(rewrite, matched, head.path(), regexes).map_or(Cow::Borrowed(head.path()), Cow::Owned),
+        ArchivedPathRewrite::Format(parts) => match body::text(parts, head, "") {
+            text if text.contains('?') => {
+                own_query = true;
+                Cow::Owned(text)
+            }
+            text if text.is_empty() => Cow::Borrowed(head.path()),
+            text => Cow::Owned(text + split_query(head.path()).1),
+        },
+        rewrite => self::path(rewrite, matched, head, regexes).map_or(Cow::Borrowed(head.path()), Cow::Owned),
     };
     if redirect.strip_query && !own_query {
         if let Some(at) = path.find('?') {
@@ -90,6 +107,11 @@ pub(super) fn location(
     }
     let slash = if path.starts_with('/') { "" } else { "/" };
     [scheme, "://", host, &port, slash, &path].concat()
+}
+
+/// Where a request is already: the `location` of a direct response with a status that has one.
+pub(super) fn here(head: &impl RequestHead) -> String {
+    [head.scheme(), "://", head.host(), head.path()].concat()
 }
 
 /// Where a plaintext request goes that must be TLS (`createSslRedirectPath`): the host keeps its port.

@@ -1,6 +1,8 @@
-//! The virtual host of a host name (`RouteMatcher::findVirtualHost`).
+//! The virtual host of a host name (`RouteMatcher::findVirtualHost`), and the virtual cluster of a request.
 
+use super::{matches, RequestHead};
 use crate::path::port_start;
+use crate::regex::RegexCache;
 use amesh_model::route::{ArchivedDomains, ArchivedRouteTable, ArchivedVirtualHost};
 
 /// Longest host that is lower-cased without an allocation; no DNS name is longer.
@@ -24,6 +26,18 @@ pub fn virtual_host<'a>(table: &'a ArchivedRouteTable, host: &str) -> Option<(us
     }?;
     let index = usize::try_from(index).ok()?;
     table.virtual_hosts.get(index).map(|vh| (index, vh))
+}
+
+/// The name of the group that a request is part of (`VirtualHostImpl::virtualClusterFromEntries`): the first that
+/// matches; `None`: it is part of none. To be asked before the request is changed.
+pub fn virtual_cluster<'a>(
+    host: &'a ArchivedVirtualHost,
+    head: &impl RequestHead,
+    regexes: &mut RegexCache,
+) -> Option<&'a str> {
+    let mut groups = host.virtual_clusters.iter();
+    let found = groups.find(|c| c.headers.iter().all(|m| matches::header_matches(m, head, regexes)));
+    found.map(|group| group.name.as_str())
 }
 
 fn find(domains: &ArchivedDomains, host: &str) -> Option<u32> {

@@ -80,6 +80,9 @@ impl RequestHead for Request {
     fn random(&self) -> u64 {
         self.random
     }
+    fn is_internal(&self) -> bool {
+        self.first_value("x-envoy-internal") == Some(b"true")
+    }
 }
 
 pub fn regex(pattern: &str) -> Regex {
@@ -102,6 +105,10 @@ pub fn matching(path: PathSpecifier) -> RouteMatch {
         query_parameters: Vec::new(),
         grpc: false,
         runtime_fraction: None,
+        cookies: Vec::new(),
+        tls_context: None,
+        dynamic_metadata: Vec::new(),
+        filter_state: Vec::new(),
     }
 }
 
@@ -156,11 +163,13 @@ pub fn virtual_host(name: &str, routes: Vec<Route>) -> VirtualHost {
         name: name.into(),
         index: RouteIndex::new(&routes).map(Box::new),
         routes,
+        ignore_path_parameters: false,
         require_tls: RequireTls::None,
         include_request_attempt_count: false,
         include_attempt_count_in_response: false,
         include_is_timeout_retry_header: false,
         headers: HeaderEdits::default(),
+        virtual_clusters: Vec::new(),
         refuse: None,
     }
 }

@@ -214,6 +214,10 @@ mod tests {
             query_parameters: Vec::new(),
             grpc: false,
             runtime_fraction: None,
+            cookies: Vec::new(),
+            tls_context: None,
+            dynamic_metadata: Vec::new(),
+            filter_state: Vec::new(),
         }
     }
 

@@ -47,6 +47,8 @@ pub(super) fn of_path(wanted: &RouteMatch) -> Vec<Condition<'_>> {
     match &wanted.path {
         PathSpecifier::Prefix(text) | PathSpecifier::PathSeparatedPrefix(text) => key(Text::Start { any_case }, text),
         PathSpecifier::Path(text) => key(Text::Path { any_case }, text),
+        // Every path begins so.
+        PathSpecifier::Connect => key(Text::Start { any_case: false }, ""),
         PathSpecifier::SafeRegex(regex) => {
             let needed = literal::needed(&regex.pattern);
             let keys = |of, texts: Vec<Vec<u8>>| texts.into_iter().map(|t| Key { of, text: t.into() }).collect();
@@ -84,6 +86,24 @@ fn of_value<'a>(of: Source<'a>, wanted: &'a StringMatcher) -> Option<Key<'a>> {
 
 /// Whether the route takes every request whose path fits.
 pub(super) fn is_all(wanted: &RouteMatch) -> bool {
-    let RouteMatch { path: _, case_sensitive: _, headers, query_parameters, grpc, runtime_fraction } = wanted;
-    headers.is_empty() && query_parameters.is_empty() && !grpc && runtime_fraction.is_none()
+    let RouteMatch {
+        path: _,
+        case_sensitive: _,
+        headers,
+        query_parameters,
+        grpc,
+        runtime_fraction,
+        cookies,
+        tls_context,
+        dynamic_metadata,
+        filter_state,
+    } = wanted;
+    headers.is_empty()
+        && query_parameters.is_empty()
+        && !grpc
+        && runtime_fraction.is_none()
+        && cookies.is_empty()
+        && tls_context.is_none()
+        && dynamic_metadata.is_empty()
+        && filter_state.is_empty()
 }

@@ -1,29 +1,33 @@
 //! What a route does: `RouteAction`, `RedirectAction`, `DirectResponseAction`.
 
 use super::format::{self, name as header_name};
-use super::notes::{ignored, unsupported, Set};
+use super::notes::{ignored, Set};
 use super::route::Inherited;
-use super::value::{enumeration, inline, millis, u32_or};
-use super::{filter, hash_policy, matcher, retry, subset, Invalid, Notes};
+use super::uri_template::Template;
+use super::value::{enumeration, inline, millis, type_name, u32_or, unpack};
+use super::{body, filter, hash_policy, matcher, retry, subset, Invalid, Notes};
 use amesh_model::header::Format;
 use amesh_model::route::{
     ClusterSpecifier, DirectResponseAction, ForwardAction, HostRewrite, MaxStreamDuration, MirrorPolicy, PathRewrite,
     RedirectAction, RouteAction, WeightedCluster,
 };
 use amesh_model::subset::Criterion;
-use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::config::{core::v3 as core, route::v3 as pb};
+use envoy_types::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 
+const PATH_TEMPLATE_REWRITE: &str = "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig";
 const NO_CLUSTER: &str = "is empty: the name of a cluster is needed";
 
 pub(super) fn action(
     action: &Option<pb::route::Action>,
     inherited: &Inherited<'_>,
+    template: Option<&Template>,
     notes: &mut Notes,
 ) -> Result<RouteAction, Invalid> {
     use pb::route::Action as A;
     match action {
         None => Err(notes.invalid("action", "is not set: route, redirect, direct_response or non_forwarding_action")),
-        Some(A::Route(r)) => notes.within("route", |n| forward(r, inherited, n)),
+        Some(A::Route(r)) => notes.within("route", |n| forward(r, inherited, template, n)),
         Some(A::Redirect(r)) => Ok(RouteAction::Redirect(Box::new(notes.within("redirect", |n| redirect(r, n))?))),
         Some(A::DirectResponse(d)) => notes
             .within("direct_response", |n| direct_response(d, inherited.max_body, n))
@@ -33,7 +37,12 @@ pub(super) fn action(
     }
 }
 
-fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Notes) -> Result<RouteAction, Invalid> {
+fn forward(
+    action: &pb::RouteAction,
+    inherited: &Inherited<'_>,
+    template: Option<&Template>,
+    notes: &mut Notes,
+) -> Result<RouteAction, Invalid> {
     use pb::route_action::ClusterNotFoundResponseCode as C;
     let pb::RouteAction {
         cluster_not_found_response_code,
@@ -66,7 +75,6 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
         cluster_specifier,
         host_rewrite_specifier,
     } = action;
-    unsupported!(notes; path_rewrite_policy);
     ignored!(notes, "nginx's own time-outs hold"; flush_timeout);
     ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
     ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
@@ -76,15 +84,21 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
     ignored!(notes, "early data is not used"; early_data_policy);
     ignored!(notes, "redirects of an endpoint go to the client";
         internal_redirect_policy, internal_redirect_action, max_internal_redirects);
-    let path_rewrite = match (prefix_rewrite.is_set(), regex_rewrite, path_rewrite.is_set()) {
-        (false, None, false) => PathRewrite::None,
-        (true, None, false) => PathRewrite::Prefix(prefix_rewrite.clone()),
-        (false, Some(r), false) => {
+    let path_rewrite = match (prefix_rewrite.is_set(), regex_rewrite, path_rewrite.is_set(), path_rewrite_policy) {
+        (false, None, false, None) => PathRewrite::None,
+        (true, None, false, None) => PathRewrite::Prefix(prefix_rewrite.clone()),
+        (false, Some(r), false, None) => {
             let (pattern, substitution) = notes.within("regex_rewrite", |n| matcher::substitution(r, n))?;
             PathRewrite::Regex { pattern, substitution }
         }
-        (false, None, true) => PathRewrite::Full(literal(path_rewrite, "path_rewrite", notes)?),
-        _ => return Err(notes.invalid("", "more than one of prefix_rewrite, regex_rewrite and path_rewrite is set")),
+        (false, None, true, None) => path_format(path_rewrite, notes)?,
+        (false, None, false, Some(e)) => {
+            notes.within("path_rewrite_policy", |n| path_template_rewrite(e, template, n))?
+        }
+        _ => {
+            let reason = "more than one of prefix_rewrite, regex_rewrite, path_rewrite and path_rewrite_policy is set";
+            return Err(notes.invalid("", reason));
+        }
     };
     let retry = match retry_policy {
         Some(p) => notes.within("retry_policy", |n| retry::policy(p, n))?,
@@ -122,13 +136,43 @@ fn forward(action: &pb::RouteAction, inherited: &Inherited<'_>, notes: &mut Note
     Ok(refuse.map_or_else(|| RouteAction::Route(Box::new(forward)), RouteAction::Refuse))
 }
 
-/// A text that may have substitution commands in Envoy, and may not here.
-fn literal(text: &str, field: &str, notes: &mut Notes) -> Result<String, Invalid> {
-    match format::parse(text, field, notes)?.as_deref() {
-        Some([Format::Text(t)]) => Ok(t.clone()),
-        Some([]) => Ok(String::new()),
-        _ => Err(notes.invalid(field, "substitution commands are not supported here")),
-    }
+fn path_template_rewrite(
+    e: &core::TypedExtensionConfig,
+    template: Option<&Template>,
+    notes: &mut Notes,
+) -> Result<PathRewrite, Invalid> {
+    let core::TypedExtensionConfig { name, typed_config } = e;
+    let any = match typed_config {
+        Some(any) if type_name(any) == PATH_TEMPLATE_REWRITE => any,
+        _ => {
+            let reason = format!("\"{name}\" is no rewrite of paths that is known: {PATH_TEMPLATE_REWRITE}");
+            return Err(notes.invalid("", reason));
+        }
+    };
+    let UriTemplateRewriteConfig { path_template_rewrite } = unpack(any, "typed_config", notes)?;
+    let field = "typed_config.path_template_rewrite";
+    let Some(template) = template else {
+        return Err(notes.invalid(field, "needs a path_match_policy with a template in the route's match"));
+    };
+    let substitution = template.substitution(&path_template_rewrite).map_err(|reason| notes.invalid(field, reason))?;
+    let pattern = notes.regex(field, &format!("^(?:{})$", template.regex.pattern))?;
+    Ok(PathRewrite::Regex { pattern, substitution })
+}
+
+/// A new path with substitution commands.
+fn path_format(text: &str, notes: &mut Notes) -> Result<PathRewrite, Invalid> {
+    let mut parts = expanded(text, "path_rewrite", notes)?;
+    Ok(match parts.as_mut_slice() {
+        [] => PathRewrite::None,
+        [Format::Text(text)] => PathRewrite::Full(std::mem::take(text)),
+        _ => PathRewrite::Format(parts),
+    })
+}
+
+/// A text whose substitution commands must all be known: where requests go depends on it.
+fn expanded(text: &str, field: &str, notes: &mut Notes) -> Result<Vec<Format>, Invalid> {
+    let parts = format::parse(text, field, None, notes)?;
+    parts.ok_or_else(|| notes.invalid(field, "has a substitution command that is not expanded here"))
 }
 
 fn host_rewrite(
@@ -147,10 +191,14 @@ fn host_rewrite(
             let (pattern, substitution) = notes.within("host_rewrite_path_regex", |n| matcher::substitution(r, n))?;
             HostRewrite::PathRegex { pattern, substitution }
         }
-        Some(H::HostRewrite(h)) => match literal(h, "host_rewrite", notes)? {
-            h if h.is_empty() => HostRewrite::None,
-            h => HostRewrite::Literal(h),
-        },
+        Some(H::HostRewrite(h)) => {
+            let mut parts = expanded(h, "host_rewrite", notes)?;
+            match parts.as_mut_slice() {
+                [] => HostRewrite::None,
+                [Format::Text(text)] => HostRewrite::Literal(std::mem::take(text)),
+                _ => HostRewrite::Format(parts),
+            }
+        }
     })
 }
 
@@ -255,7 +303,17 @@ fn weighted(
 ) -> Result<(ClusterSpecifier, Option<String>), Invalid> {
     // The sum of the weights counts; `total_weight` is deprecated and not looked at by Envoy either.
     let pb::WeightedCluster { clusters, total_weight: _, runtime_key_prefix: _, random_value_specifier } = w;
-    ignored!(notes, "an arm is picked by chance for every request"; random_value_specifier);
+    use pb::weighted_cluster::RandomValueSpecifier as R;
+    let random_header = match random_value_specifier {
+        None => String::new(),
+        Some(R::HeaderName(header)) => header_name(header, "header_name", notes)?,
+        Some(R::UseHashPolicy(b)) => {
+            if b.value {
+                notes.ignored("use_hash_policy", "an arm is picked by chance for every request");
+            }
+            String::new()
+        }
+    };
     if clusters.is_empty() {
         return Err(notes.invalid("clusters", "is empty"));
     }
@@ -268,7 +326,7 @@ fn weighted(
     let total: u64 = arms.iter().map(|c| u64::from(c.weight)).sum();
     match u32::try_from(total) {
         Ok(0) => Err(notes.invalid("clusters", "the sum of the weights is 0")),
-        Ok(total_weight) => Ok((ClusterSpecifier::Weighted { clusters: arms, total_weight }, refuse)),
+        Ok(total_weight) => Ok((ClusterSpecifier::Weighted { clusters: arms, total_weight, random_header }, refuse)),
         Err(_) => {
             Err(notes.invalid("clusters", format!("the sum of the weights is {total}, the limit is {}", u32::MAX)))
         }
@@ -345,7 +403,7 @@ fn redirect(r: &pb::RedirectAction, notes: &mut Notes) -> Result<RedirectAction,
             let (pattern, substitution) = notes.within("regex_rewrite", |n| matcher::substitution(r, n))?;
             PathRewrite::Regex { pattern, substitution }
         }
-        Some(P::PathRewrite(p)) => PathRewrite::Full(literal(p, "path_rewrite", notes)?),
+        Some(P::PathRewrite(p)) => path_format(p, notes)?,
     };
     let (https_redirect, scheme) = match scheme_rewrite_specifier {
         None => (false, ""),
@@ -376,7 +434,6 @@ fn direct_response(
     notes: &mut Notes,
 ) -> Result<DirectResponseAction, Invalid> {
     let pb::DirectResponseAction { status, body, body_format } = d;
-    ignored!(notes, "the body is sent as it stands"; body_format);
     let status = match u16::try_from(*status) {
         Ok(s @ 200..=599) => s,
         _ => return Err(notes.invalid("status", format!("{status} is not within 200 to 599"))),
@@ -388,5 +445,9 @@ fn direct_response(
     if body.len() > max_body {
         return Err(notes.invalid("body", format!("is {} bytes long, the limit is {max_body}", body.len())));
     }
-    Ok(DirectResponseAction { status, body })
+    let body_format = match body_format {
+        None => None,
+        Some(f) => notes.within("body_format", |n| body::format(f, &body, n))?,
+    };
+    Ok(DirectResponseAction { status, body, body_format })
 }

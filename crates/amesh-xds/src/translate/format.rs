@@ -1,12 +1,12 @@
 //! Header edits and the substitution commands in their values.
 
 use super::{Invalid, Notes};
-use amesh_model::header::{AppendAction, Format, HeaderEdits, HeaderValueOption};
+use amesh_model::header::{AppendAction, Format, HeaderEdits, HeaderValueOption, PathSource};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use std::sync::OnceLock;
 
 /// Commands that Envoy knows and that are not expanded here, besides those of [`KNOWN_FAMILIES`].
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 21] = [
     "TRAILER",
     "REQ_WITHOUT_QUERY",
     "LOCAL_REPLY_BODY",
@@ -15,8 +15,6 @@ const KNOWN: [&str; 24] = [
     "TRACE_ID",
     "SPAN_ID",
     "ACCESS_LOG_TYPE",
-    "PATH",
-    "QUERY_PARAM",
     "QUERY_PARAMS",
     "CONNECTION_ID",
     "DYNAMIC_METADATA",
@@ -28,7 +26,6 @@ const KNOWN: [&str; 24] = [
     "CUSTOM_FLAGS",
     "UNIQUE_ID",
     "STREAM_ID",
-    "VIRTUAL_CLUSTER_NAME",
     "FILTER_CHAIN_NAME",
     "CEL",
 ];
@@ -119,13 +116,19 @@ fn option(o: &core::HeaderValueOption, notes: &mut Notes) -> Result<Option<Heade
         (_, H::OverwriteIfExistsOrAdd) => AppendAction::OverwriteIfExistsOrAdd,
         (_, H::OverwriteIfExists) => AppendAction::OverwriteIfExists,
     };
-    let Some(value) = parse(text, "header.value", notes)? else { return Ok(None) };
+    let Some(value) = parse(text, "header.value", None, notes)? else { return Ok(None) };
     Ok(Some(HeaderValueOption { key, value, append_action, keep_empty_value: *keep_empty_value }))
 }
 
-/// The parts of a value; `None` when it has a command that Envoy knows and that is not expanded here (noted).
-pub(super) fn parse(text: &str, field: &str, notes: &mut Notes) -> Result<Option<Vec<Format>>, Invalid> {
-    if text.bytes().any(|b| matches!(b, 0 | b'\r' | b'\n')) {
+/// The parts of a value; `None` when it has a command that Envoy knows and that is not expanded here (noted). A value
+/// for a body may have line breaks; `body` is what `%LOCAL_REPLY_BODY%` is then.
+pub(super) fn parse(
+    text: &str,
+    field: &str,
+    body: Option<&str>,
+    notes: &mut Notes,
+) -> Result<Option<Vec<Format>>, Invalid> {
+    if body.is_none() && text.bytes().any(|b| matches!(b, 0 | b'\r' | b'\n')) {
         return Err(notes.invalid(field, "has a line break or a NUL in it"));
     }
     let (mut out, mut literal, mut rest) = (Vec::new(), String::new(), text);
@@ -143,7 +146,11 @@ pub(super) fn parse(text: &str, field: &str, notes: &mut Notes) -> Result<Option
             return Err(notes.invalid(field, format!("no valid command at \"%{}\"", start.escape_debug())));
         };
         rest = after;
-        match command.format(field, notes)? {
+        let part = match (command.name, body) {
+            ("LOCAL_REPLY_BODY", Some(body)) => Some(Format::Text(body.to_owned())),
+            _ => command.format(field, notes)?,
+        };
+        match part {
             Some(Format::Text(t)) => literal.push_str(&t),
             Some(part) => {
                 if !literal.is_empty() {
@@ -198,6 +205,13 @@ impl<'a> Command<'a> {
     fn format(&self, field: &str, notes: &mut Notes) -> Result<Option<Format>, Invalid> {
         let plain = match self.name {
             "REQ" | "RESP" => return self.header(field, notes).map(Some),
+            "PATH" => return self.path(field, notes).map(Some),
+            "QUERY_PARAM" => {
+                return match self.argument.unwrap_or_default() {
+                    "" => Err(notes.invalid(field, "%QUERY_PARAM()% names no parameter")),
+                    name => Ok(Some(Format::QueryParam { name: name.to_owned(), max: self.max.unwrap_or(0) })),
+                };
+            }
             "ENVIRONMENT" => {
                 let variable = self.argument.unwrap_or_default();
                 let value = std::env::var(variable).unwrap_or_else(|_| "-".to_owned());
@@ -206,12 +220,18 @@ impl<'a> Command<'a> {
             "HOSTNAME" => Format::Text(hostname().to_owned()),
             "DOWNSTREAM_REMOTE_ADDRESS" => Format::DownstreamRemoteAddress,
             "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Format::DownstreamRemoteAddressWithoutPort,
+            "DOWNSTREAM_REMOTE_PORT" => Format::DownstreamRemotePort,
+            "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Format::DownstreamDirectRemoteAddress,
+            "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => Format::DownstreamDirectRemoteAddressWithoutPort,
+            "DOWNSTREAM_DIRECT_REMOTE_PORT" => Format::DownstreamDirectRemotePort,
             "DOWNSTREAM_LOCAL_ADDRESS" => Format::DownstreamLocalAddress,
             "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Format::DownstreamLocalAddressWithoutPort,
             "DOWNSTREAM_LOCAL_PORT" => Format::DownstreamLocalPort,
             "PROTOCOL" => Format::Protocol,
             "UPSTREAM_HOST" => Format::UpstreamHost,
-            "UPSTREAM_CLUSTER" => Format::UpstreamCluster,
+            // They differ by `alt_stat_name`, which is for statistics only.
+            "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Format::UpstreamCluster,
+            "VIRTUAL_CLUSTER_NAME" => Format::VirtualClusterName,
             "ROUTE_NAME" => Format::RouteName,
             "RESPONSE_CODE" => Format::ResponseCode,
             "REQUESTED_SERVER_NAME" => Format::RequestedServerName,
@@ -245,6 +265,25 @@ impl<'a> Command<'a> {
         })
     }
 
+    fn path(&self, field: &str, notes: &Notes) -> Result<Format, Invalid> {
+        let (query, source) = self.argument.map(|a| a.split_once(':').unwrap_or((a, ""))).unwrap_or_default();
+        let wrong = |text: &str| notes.invalid(field, format!("\"{text}\" in %PATH% is none of Envoy's words"));
+        Ok(Format::Path {
+            query: match query {
+                "" | "WQ" => true,
+                "NQ" => false,
+                other => return Err(wrong(other)),
+            },
+            source: match source {
+                "" | "ORIG_OR_PATH" => PathSource::OriginalOrPath,
+                "ORIG" => PathSource::Original,
+                "PATH" => PathSource::Path,
+                other => return Err(wrong(other)),
+            },
+            max: self.max.unwrap_or(0),
+        })
+    }
+
     fn cut_to_max(&self, mut text: String) -> String {
         if let Some(max) = self.max {
             let max = (max as usize).min(text.len());
@@ -269,7 +308,7 @@ mod tests {
     use super::*;
 
     fn ok(text: &str) -> Vec<Format> {
-        parse(text, "v", &mut Notes::new()).unwrap().unwrap()
+        parse(text, "v", None, &mut Notes::new()).unwrap().unwrap()
     }
 
     #[test]
@@ -285,18 +324,42 @@ mod tests {
     }
 
     #[test]
+    fn paths_parameters_and_bodies() {
+        let path = |query, source, max| Format::Path { query, source, max };
+        assert_eq!(ok("%PATH%"), [path(true, PathSource::OriginalOrPath, 0)]);
+        assert_eq!(ok("%PATH(NQ)%"), [path(false, PathSource::OriginalOrPath, 0)]);
+        assert_eq!(ok("%PATH(WQ:ORIG):9%"), [path(true, PathSource::Original, 9)]);
+        assert_eq!(ok("%PATH(NQ:PATH)%"), [path(false, PathSource::Path, 0)]);
+        assert_eq!(ok("%QUERY_PARAM(a-b):2%"), [Format::QueryParam { name: "a-b".into(), max: 2 }]);
+        let body = |text: &str| parse(text, "v", Some("it"), &mut Notes::new()).unwrap();
+        assert_eq!(body("<%LOCAL_REPLY_BODY%>\n"), Some(vec![Format::Text("<it>\n".into())]));
+        assert_eq!(parse("%LOCAL_REPLY_BODY%", "v", None, &mut Notes::new()).unwrap(), None, "only in a body");
+    }
+
+    #[test]
     fn what_envoy_knows_and_we_do_not_is_noted() {
         let mut n = Notes::new();
-        assert_eq!(parse("a %START_TIME(%Y-%m-%dT%H:%M)% b", "v", &mut n).unwrap(), None);
-        assert_eq!(parse("%DYNAMIC_METADATA([\"a\", \"b\"])%", "v", &mut n).unwrap(), None);
+        assert_eq!(parse("a %START_TIME(%Y-%m-%dT%H:%M)% b", "v", None, &mut n).unwrap(), None);
+        assert_eq!(parse("%DYNAMIC_METADATA([\"a\", \"b\"])%", "v", None, &mut n).unwrap(), None);
         assert_eq!(n.into_counts().len(), 2);
     }
 
     #[test]
     fn what_nobody_knows_is_refused() {
-        for bad in ["%", "50% off", "%NO_SUCH_THING%", "%PROTOCOL(x)%", "%REQ()%", "%REQ(a?b?c)%", "a\r\nb", "%req(a)%"]
-        {
-            assert!(parse(bad, "v", &mut Notes::new()).is_err(), "{bad}");
+        for bad in [
+            "%",
+            "50% off",
+            "%NO_SUCH_THING%",
+            "%PROTOCOL(x)%",
+            "%REQ()%",
+            "%REQ(a?b?c)%",
+            "%PATH(X)%",
+            "%PATH(NQ:X)%",
+            "%QUERY_PARAM()%",
+            "a\r\nb",
+            "%req(a)%",
+        ] {
+            assert!(parse(bad, "v", None, &mut Notes::new()).is_err(), "{bad}");
         }
     }
 }

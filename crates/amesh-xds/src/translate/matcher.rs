@@ -4,7 +4,8 @@ use super::format::name as header_name;
 use super::notes::ignored;
 use super::{Invalid, Notes};
 use amesh_model::matcher::{
-    self, Fraction, HeaderMatch, HeaderMatcher, QueryMatch, QueryParameterMatcher, Regex, StringMatcher, StringPattern,
+    self, CookieMatcher, Fraction, HeaderMatch, HeaderMatcher, QueryMatch, QueryParameterMatcher, Regex,
+    RuntimeFraction, StringMatcher, StringPattern,
 };
 use envoy_types::pb::envoy::config::{core::v3 as core, route::v3 as route};
 use envoy_types::pb::envoy::r#type::{matcher::v3 as pb, v3 as kind};
@@ -76,7 +77,11 @@ pub(super) fn string(m: &pb::StringMatcher, notes: &mut Notes) -> Result<StringM
     Ok(StringMatcher { pattern, ignore_case: *ignore_case })
 }
 
-pub(super) fn header(m: &route::HeaderMatcher, notes: &mut Notes) -> Result<HeaderMatcher, Invalid> {
+/// A matcher of a header.
+///
+/// # Errors
+/// [`Invalid`] names the field that makes no sense.
+pub fn header(m: &route::HeaderMatcher, notes: &mut Notes) -> Result<HeaderMatcher, Invalid> {
     use route::header_matcher::HeaderMatchSpecifier as S;
     let route::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } = m;
     let plain = |pattern| HeaderMatch::String(StringMatcher { pattern, ignore_case: false });
@@ -123,8 +128,23 @@ pub(super) fn query(m: &route::QueryParameterMatcher, notes: &mut Notes) -> Resu
     Ok(QueryParameterMatcher { name: name.clone(), value })
 }
 
+pub(super) fn cookie(m: &route::CookieMatcher, notes: &mut Notes) -> Result<CookieMatcher, Invalid> {
+    let route::CookieMatcher { name, string_match, invert_match } = m;
+    not_empty(name, "name", notes)?;
+    let Some(value) = string_match else { return Err(notes.invalid("string_match", "is not set")) };
+    let value = notes.within("string_match", |n| string(value, n))?;
+    Ok(CookieMatcher { name: name.clone(), value, invert_match: *invert_match })
+}
+
+pub(super) fn runtime_fraction(
+    f: &core::RuntimeFractionalPercent,
+    notes: &mut Notes,
+) -> Result<RuntimeFraction, Invalid> {
+    Ok(RuntimeFraction { default: fraction(f, notes)?, runtime_key: f.runtime_key.clone() })
+}
+
+/// A share where there is no runtime that could say otherwise, so the default is what counts.
 pub(super) fn fraction(f: &core::RuntimeFractionalPercent, notes: &mut Notes) -> Result<Fraction, Invalid> {
-    // There is no runtime here that could say otherwise, so the default is what counts.
     let core::RuntimeFractionalPercent { default_value, runtime_key: _ } = f;
     match default_value {
         None => Err(notes.invalid("default_value", "is not set")),

@@ -2,15 +2,22 @@
 
 use super::filter::PerRoute;
 use super::notes::{ignored, unsupported};
+use super::uri_template::Template;
 use super::value::{bool_or, enumeration, u32_or};
-use super::{action, filter, format, matcher, retry, Invalid, Notes};
+use super::value::{type_name, unpack};
+use super::{action, filter, format, matcher, metadata, retry, Invalid, Notes};
+use amesh_model::matcher::TlsContextMatch;
 use amesh_model::retry::RetryPolicy;
 use amesh_model::route::{
-    Domains, MirrorPolicy, PathSpecifier, RequireTls, Route, RouteAction, RouteMatch, RouteTable, VirtualHost,
+    Domains, MirrorPolicy, PathSpecifier, RequireTls, Route, RouteAction, RouteMatch, RouteTable, VirtualCluster,
+    VirtualHost,
 };
 use amesh_model::route_index::RouteIndex;
-use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::config::{core::v3 as core, route::v3 as pb};
+use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use std::collections::{BTreeSet, HashSet};
+
+const PATH_TEMPLATE: &str = "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig";
 
 /// What the routes of a table inherit.
 pub(super) struct Inherited<'a> {
@@ -50,7 +57,7 @@ pub fn route_table(table: &pb::RouteConfiguration, notes: &mut Notes) -> Result<
         metadata: _,
         route_specifiers,
     } = table;
-    unsupported!(notes; vhds, vhost_header, ignore_path_parameters_in_path_matching, route_specifiers);
+    unsupported!(notes; vhds, route_specifiers);
     if bool_or(validate_clusters, false) {
         notes.ignored("validate_clusters", "a cluster that is missing is a 503 when it is asked for");
     }
@@ -69,15 +76,13 @@ pub fn route_table(table: &pb::RouteConfiguration, notes: &mut Notes) -> Result<
     )?;
     let filters = filter::per_route(typed_per_filter_config, notes)?;
     let mirrors = notes.list("request_mirror_policies", request_mirror_policies, action::mirror)?;
-    let mut refuse = filters.refuse.clone();
-    if !internal_only_headers.is_empty() {
-        refuse = Some(notes.refused("internal_only_headers", "headers of external requests are not cleaned yet"));
-    }
+    let refuse = filters.refuse.clone();
     let max_body = u32_or(max_direct_response_body_size_bytes, 4096) as usize;
     let inherited = Inherited { max_body, retry: None, filters: &filters, mirrors: &mirrors };
     let mut hosts = notes.list("virtual_hosts", virtual_hosts, |h, n| virtual_host(h, &inherited, n))?;
     for host in &mut hosts {
         host.refuse = host.refuse.take().or_else(|| refuse.clone());
+        host.ignore_path_parameters = *ignore_path_parameters_in_path_matching;
     }
     Ok(RouteTable {
         name: name.clone(),
@@ -86,6 +91,12 @@ pub fn route_table(table: &pb::RouteConfiguration, notes: &mut Notes) -> Result<
         ignore_port_in_host_matching: *ignore_port_in_host_matching,
         headers,
         most_specific_header_mutations_wins: *most_specific_header_mutations_wins,
+        vhost_header: match vhost_header.as_str() {
+            "" => String::new(),
+            header => format::name(header, "vhost_header", notes)?,
+        },
+        internal_only_headers: notes
+            .list("internal_only_headers", internal_only_headers, |h, n| format::name(h, "", n))?,
     })
 }
 
@@ -169,7 +180,6 @@ fn virtual_host(host: &pb::VirtualHost, table: &Inherited<'_>, notes: &mut Notes
         return Err(notes.invalid("domains", "is empty"));
     }
     unsupported!(notes; matcher, route_specifiers);
-    ignored!(notes, "statistics only"; virtual_clusters);
     ignored!(notes, "there is no rate limit filter"; rate_limits);
     ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
     ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
@@ -203,6 +213,7 @@ fn virtual_host(host: &pb::VirtualHost, table: &Inherited<'_>, notes: &mut Notes
         name: name.clone(),
         index,
         routes,
+        ignore_path_parameters: false,
         require_tls: match enumeration::<T>(*require_tls, "require_tls", notes)? {
             T::None => RequireTls::None,
             T::ExternalOnly => RequireTls::ExternalOnly,
@@ -212,8 +223,20 @@ fn virtual_host(host: &pb::VirtualHost, table: &Inherited<'_>, notes: &mut Notes
         include_attempt_count_in_response: *include_attempt_count_in_response,
         include_is_timeout_retry_header: *include_is_timeout_retry_header,
         headers,
+        virtual_clusters: notes.list("virtual_clusters", virtual_clusters, virtual_cluster)?,
         refuse,
     })
+}
+
+fn virtual_cluster(cluster: &pb::VirtualCluster, notes: &mut Notes) -> Result<VirtualCluster, Invalid> {
+    let pb::VirtualCluster { headers, name } = cluster;
+    if name.is_empty() {
+        return Err(notes.invalid("name", "is empty"));
+    }
+    if headers.is_empty() {
+        return Err(notes.invalid("headers", "is empty: it would be the name of every request"));
+    }
+    Ok(VirtualCluster { name: name.clone(), headers: notes.list("headers", headers, matcher::header)? })
 }
 
 fn route(route: &pb::Route, inherited: &Inherited<'_>, notes: &mut Notes) -> Result<Route, Invalid> {
@@ -238,7 +261,7 @@ fn route(route: &pb::Route, inherited: &Inherited<'_>, notes: &mut Notes) -> Res
     ignored!(notes, "there is no tracing"; decorator, tracing);
     ignored!(notes, "nginx buffers as its own directives say"; per_request_buffer_limit_bytes, request_body_buffer_limit);
     let Some(m) = r#match else { return Err(notes.invalid("match", "is not set")) };
-    let matches = notes.within("match", |n| route_match(m, n))?;
+    let (matches, template) = notes.within("match", |n| route_match(m, n))?;
     let headers = format::edits(
         request_headers_to_add,
         request_headers_to_remove,
@@ -252,13 +275,25 @@ fn route(route: &pb::Route, inherited: &Inherited<'_>, notes: &mut Notes) -> Res
     }
     let refuse = filters.refuse.take();
     let filters = filters.within(inherited.filters);
-    let action = action::action(action, inherited, notes)?;
+    let action = action::action(action, inherited, template.as_ref(), notes)?;
     let action = refuse.map_or(action, RouteAction::Refuse);
     let (fault, cors) = (filters.fault.map(Box::new), filters.cors.map(|c| Box::new(c.finish())));
     Ok(Route { name: name.clone(), matches, action, headers, fault, cors })
 }
 
-fn route_match(m: &pb::RouteMatch, notes: &mut Notes) -> Result<RouteMatch, Invalid> {
+fn path_template(e: &core::TypedExtensionConfig, notes: &mut Notes) -> Result<Template, Invalid> {
+    let core::TypedExtensionConfig { name, typed_config } = e;
+    match typed_config {
+        Some(any) if type_name(any) == PATH_TEMPLATE => {
+            let UriTemplateMatchConfig { path_template } = unpack(any, "typed_config", notes)?;
+            Template::new(&path_template).map_err(|reason| notes.invalid("typed_config.path_template", reason))
+        }
+        _ => Err(notes.invalid("", format!("\"{name}\" is no matcher of paths that is known: {PATH_TEMPLATE}"))),
+    }
+}
+
+/// What a route matches, with its template if it has one.
+fn route_match(m: &pb::RouteMatch, notes: &mut Notes) -> Result<(RouteMatch, Option<Template>), Invalid> {
     use pb::route_match::PathSpecifier as P;
     let pb::RouteMatch {
         case_sensitive,
@@ -272,9 +307,9 @@ fn route_match(m: &pb::RouteMatch, notes: &mut Notes) -> Result<RouteMatch, Inva
         filter_state,
         path_specifier,
     } = m;
-    unsupported!(notes; cookies, tls_context, dynamic_metadata, filter_state);
     let case_sensitive = bool_or(case_sensitive, true);
     let text = |t: &str| if case_sensitive { t.to_owned() } else { t.to_ascii_lowercase() };
+    let mut template = None;
     let path = match path_specifier {
         None => {
             return Err(notes.invalid("path_specifier", "is not set: prefix, path, safe_regex or path_separated_prefix"))
@@ -290,21 +325,34 @@ fn route_match(m: &pb::RouteMatch, notes: &mut Notes) -> Result<RouteMatch, Inva
             }
             PathSpecifier::PathSeparatedPrefix(text(p))
         }
-        Some(P::ConnectMatcher(_)) => return Err(notes.invalid("connect_matcher", "CONNECT is not supported")),
+        Some(P::ConnectMatcher(pb::route_match::ConnectMatcher {})) => PathSpecifier::Connect,
         Some(P::PathMatchPolicy(e)) => {
-            let reason = format!("\"{}\": path matchers that are extensions are not supported", e.name);
-            return Err(notes.invalid("path_match_policy", reason));
+            let t = notes.within("path_match_policy", |n| path_template(e, n))?;
+            let regex = t.regex.clone();
+            template = Some(t);
+            PathSpecifier::SafeRegex(regex)
         }
     };
     let fraction = runtime_fraction.as_ref();
-    Ok(RouteMatch {
+    let matches = RouteMatch {
         path,
         case_sensitive,
         headers: notes.list("headers", headers, matcher::header)?,
         query_parameters: notes.list("query_parameters", query_parameters, matcher::query)?,
         grpc: grpc.is_some(),
         runtime_fraction: fraction
-            .map(|f| notes.within("runtime_fraction", |n| matcher::fraction(f, n)))
+            .map(|f| notes.within("runtime_fraction", |n| matcher::runtime_fraction(f, n)))
             .transpose()?,
-    })
+        cookies: notes.list("cookies", cookies, matcher::cookie)?,
+        tls_context: tls_context.as_ref().map(|t| {
+            let pb::route_match::TlsContextMatchOptions { presented, validated } = t;
+            TlsContextMatch {
+                presented: presented.as_ref().map(|b| b.value),
+                validated: validated.as_ref().map(|b| b.value),
+            }
+        }),
+        dynamic_metadata: notes.list("dynamic_metadata", dynamic_metadata, metadata::metadata)?,
+        filter_state: notes.list("filter_state", filter_state, metadata::filter_state)?,
+    };
+    Ok((matches, template))
 }
