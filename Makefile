@@ -4,6 +4,7 @@
 # make yard       real istiod, captured traffic, judged by what real Envoy answered
 # make test-envoy the same configuration and requests for real Envoy and for nginx; nothing but what is listed differs
 # make bench      beside stock nginx and Envoy
+# make ctl        builds build/ameshctl, which checks routes without an nginx
 # make install    the module and the snippets, below DESTDIR
 # make deps       installs what all of these need on Debian 12; Rust is presupposed
 #
@@ -43,7 +44,7 @@ STREAM_MODULE ?= $(wildcard /usr/lib/nginx/modules/ngx_stream_module.so)
 unexport NGINX
 
 .PHONY: all deps tree module vendored-tree vendored test lint deny unit loom suites suites-vendored processes run yard \
-        test-envoy bench install clean
+        test-envoy bench ctl install clean
 
 all: module
 
@@ -120,6 +121,11 @@ test-envoy: $(BUILD)/venv/.done
 
 bench: module
 	benches/run
+
+ctl:
+	$(CARGO) build $(CARGOFLAGS) -p amesh-ctl --profile $(PROFILE) --target-dir $(TARGET)
+	@mkdir -p $(OUT)
+	install -m 755 $(TARGET)/$(PROFILE)/ameshctl $(OUT)/ameshctl
 
 install:
 	@[ -f $(MODULE) ] || $(MAKE) module
