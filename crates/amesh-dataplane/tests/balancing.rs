@@ -233,6 +233,21 @@ fn the_sick_are_left_out_until_there_are_too_many() {
 }
 
 #[test]
+fn panic_may_fail_requests_instead() {
+    let fails = Cluster { fail_traffic_on_panic: true, ..cluster(LbPolicy::RoundRobin) };
+    assert!(refused(&fails, &one(vec![endpoint(0, 1), sick(1), sick(2)])));
+    assert_shares(&fails, &one(vec![endpoint(0, 1), endpoint(1, 1), sick(2)]), &[(0, 50), (1, 50)]);
+    // The same at run time.
+    let set = one(vec![endpoint(0, 1), endpoint(1, 1), endpoint(2, 1)]);
+    let set = planned(&fails, &set);
+    for (ill, picked) in [(vec![0], true), (vec![0, 1], false)] {
+        let mut random = random();
+        let found = pick(stored(&fails), set, &ejected(&ill), &mut PickContext::new(&mut random));
+        assert_eq!(found.is_ok(), picked);
+    }
+}
+
+#[test]
 fn without_endpoints_there_is_no_answer() {
     for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LEAST_REQUEST] {
         for threshold in [0, 50, 100] {

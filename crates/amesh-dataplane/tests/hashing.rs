@@ -139,6 +139,9 @@ fn a_bounded_load_spills_over() {
         assert!(idle.iter().zip(&busy).all(|(i, b)| i == b || *i == 1), "the others keep their keys");
         let heirs: BTreeSet<_> = idle.iter().zip(&busy).filter(|(i, _)| **i == 1).map(|(_, b)| *b).collect();
         assert_eq!(heirs, [2, 3, 4].into());
+        // Without a count for the cluster its endpoints are counted.
+        let summed = Counters { active: [(1, 16), (2, 8), (3, 8), (4, 7)].into(), ..Counters::default() };
+        assert_eq!(takers(&bounded(policy), &set(4), &summed, &[], 1), busy);
         // All have too much: the one with least too much takes it.
         let full = Counters { active: [(0, 39), (1, 18), (2, 17), (3, 16), (4, 19)].into(), ..Counters::default() };
         assert!(takers(&bounded(policy), &set(4), &full, &[], 1).iter().all(|c| *c == 3));

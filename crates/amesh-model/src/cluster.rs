@@ -28,6 +28,8 @@ pub struct Cluster {
     pub protocol: UpstreamProtocol,
     /// Share of healthy endpoints, in per cent, below which health is not looked at; 50 by default, 0: never.
     pub healthy_panic_threshold: u8,
+    /// No request is sent in panic (`zone_aware_lb_config.fail_traffic_on_panic`), where the policy does not hash.
+    pub fail_traffic_on_panic: bool,
     /// Localities have weights (`locality_weighted_lb_config`).
     pub locality_weighted: bool,
     /// An idle connection is closed after this long, in ms; 0: never. Envoy's default is an hour.

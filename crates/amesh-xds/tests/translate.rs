@@ -640,10 +640,18 @@ fn both_forms_of_a_balancing_policy_say_the_same() {
             "lb_policy: ROUND_ROBIN, common_lb_config: {locality_weighted_lb_config: {}}".to_owned(),
             "round_robin.v3.RoundRobin, locality_lb_config: {locality_weighted_lb_config: {}}".to_owned(),
         ),
+        (
+            "lb_policy: ROUND_ROBIN, common_lb_config: {zone_aware_lb_config: {fail_traffic_on_panic: true}}"
+                .to_owned(),
+            "round_robin.v3.RoundRobin, locality_lb_config: {zone_aware_lb_config: {fail_traffic_on_panic: true}}"
+                .to_owned(),
+        ),
     ] {
+        let zones = new.contains("zone_aware");
         let (old, new) = (balancing(&old), balancing(&policies(&[&new])));
-        assert_eq!(old, new);
-        assert!(old.1.is_empty(), "{old:?}");
+        assert_eq!((old.1.len(), new.1.len()), (usize::from(zones), usize::from(zones)));
+        assert_eq!(old.0.fail_traffic_on_panic, zones);
+        assert_eq!(old.0, new.0);
     }
     let (cluster, _) = balancing(&format!("lb_policy: LEAST_REQUEST, least_request_lb_config: {{{slow}, {least}}}"));
     let want = LbPolicy::LeastRequest { choice_count: 3, full_scan: false, active_request_bias: 0.5 };

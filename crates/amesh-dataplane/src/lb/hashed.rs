@@ -81,12 +81,16 @@ impl<'a, C: Cells> Table<'a, '_, C> {
     /// the first that has not, else the one that has least too much (`BoundedLoadHashingLoadBalancer`).
     fn bounded(&self, pool: &ArchivedPool, member: usize, hash: u64) -> usize {
         let factor = u64::from(self.cluster.hashing.balance_factor.to_native());
-        let active = u64::from(self.cells.active(self.cluster.cell.to_native()));
+        let of = |member: usize| self.member(pool, member).map_or(0, |e| self.cells.active(e.cell.to_native()));
+        let active = match self.cells.active(self.cluster.cell.to_native()) {
+            // Nobody counts for the whole cluster, or there is nothing to count.
+            0 => (0..pool.members.len()).map(|member| u64::from(of(member))).sum(),
+            active => u64::from(active),
+        };
         let slots = ((active + 1) * factor).div_ceil(100) as f64;
         let overload = |member: usize| -> f64 {
             let part = pool.parts.get(member).map_or(0.0, |p| p.to_native());
-            let active = self.member(pool, member).map_or(0, |e| self.cells.active(e.cell.to_native()));
-            f64::from(active) / (slots * part).ceil().max(1.0)
+            f64::from(of(member)) / (slots * part).ceil().max(1.0)
         };
         let mut least = (overload(member), member);
         if least.0 <= 1.0 {

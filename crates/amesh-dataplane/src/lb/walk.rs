@@ -68,6 +68,9 @@ pub(super) fn candidates<'a>(
         end += load.percent;
         place < end
     })?;
+    if load.source == Source::All && cluster.fail_traffic_on_panic && !cluster.lb_policy.hashes() {
+        return None;
+    }
     let mut group = *priorities.get(load.group)?;
     let mut several = false;
     let subsets = cluster.subsets.as_ref();

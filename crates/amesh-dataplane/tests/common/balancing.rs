@@ -26,6 +26,7 @@ pub fn cluster(lb_policy: LbPolicy) -> Cluster {
         connect_timeout: 5000,
         protocol: UpstreamProtocol::Http1,
         healthy_panic_threshold: 50,
+        fail_traffic_on_panic: false,
         locality_weighted: false,
         subsets: None,
         slow_start: None,

@@ -114,6 +114,8 @@ impl Builder<'_> {
         let mut end = 0;
         for load in &loads {
             let Some(group) = priorities.get(load.group) else { continue };
+            let nobody = load.source == Source::All && self.cluster.fail_traffic_on_panic;
+            let group = if nobody && !self.cluster.lb_policy.hashes() { &[][..] } else { group };
             end += load.percent as u32;
             let (pool, localities) = match self.cluster.lb_policy.hashes() {
                 false => (view.pools.len() as u32, self.pools(group, load.source, &mut view.pools)),

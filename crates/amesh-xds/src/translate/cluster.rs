@@ -187,7 +187,7 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
     let source = source(c, discovery, dns, &sockets, eds_cluster_config, load_assignment, notes)?;
     let http = http_options(c, typed_extension_protocol_options, &mut refuse, notes)?;
     let panic = common_lb_config.as_ref().map(|l| notes.within("common_lb_config", |n| common_lb(l, n))).transpose()?;
-    let (healthy_panic_threshold, weighted) = panic.unwrap_or((50, false));
+    let (healthy_panic_threshold, weighted, fails) = panic.unwrap_or((50, false, false));
     let cluster = Cluster {
         name: name.clone(),
         alt_stat_name: alt_stat_name.clone(),
@@ -196,6 +196,7 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         connect_timeout: positive_millis(connect_timeout, "connect_timeout", notes)?.unwrap_or(5000),
         protocol: http.protocol,
         healthy_panic_threshold,
+        fail_traffic_on_panic: if c.load_balancing_policy.is_some() { policy.fail_traffic_on_panic } else { fails },
         // A policy in the newer form brings its own.
         locality_weighted: if c.load_balancing_policy.is_some() { policy.locality_weighted } else { weighted },
         subsets: policy.subsets,
@@ -453,8 +454,8 @@ fn common_options(o: &Option<core::HttpProtocolOptions>, notes: &mut Notes) -> R
     })
 }
 
-/// Panic threshold and whether localities have weights.
-fn common_lb(l: &pb::cluster::CommonLbConfig, notes: &mut Notes) -> Result<(u8, bool), Invalid> {
+/// Panic threshold, whether localities have weights, and whether panic fails requests.
+fn common_lb(l: &pb::cluster::CommonLbConfig, notes: &mut Notes) -> Result<(u8, bool, bool), Invalid> {
     use pb::cluster::common_lb_config::LocalityConfigSpecifier as S;
     let pb::cluster::CommonLbConfig {
         healthy_panic_threshold,
@@ -467,15 +468,15 @@ fn common_lb(l: &pb::cluster::CommonLbConfig, notes: &mut Notes) -> Result<(u8, 
     } = l;
     ignored!(notes, "endpoints are not probed"; ignore_new_hosts_until_first_hc, override_host_status);
     ignored!(notes, "connections are kept"; close_connections_on_host_set_change);
-    let weighted = match locality_config_specifier {
-        None => false,
-        Some(S::LocalityWeightedLbConfig(_)) => true,
-        Some(S::ZoneAwareLbConfig(_)) => {
-            notes.ignored("zone_aware_lb_config", "endpoints of all zones are alike");
-            false
+    let (weighted, fails) = match locality_config_specifier {
+        None => (false, false),
+        Some(S::LocalityWeightedLbConfig(_)) => (true, false),
+        Some(S::ZoneAwareLbConfig(z)) => {
+            notes.ignored("zone_aware_lb_config", lb::ZONES);
+            (false, z.fail_traffic_on_panic)
         }
     };
-    Ok((percent(healthy_panic_threshold, 50, "healthy_panic_threshold", notes)?, weighted))
+    Ok((percent(healthy_panic_threshold, 50, "healthy_panic_threshold", notes)?, weighted, fails))
 }
 
 fn keepalive(o: &pb::UpstreamConnectionOptions, notes: &mut Notes) -> Option<(u32, u32, u32)> {

@@ -14,6 +14,7 @@ use pb::cluster::LbConfig;
 pub(super) struct Policy {
     pub policy: LbPolicy,
     pub locality_weighted: bool,
+    pub fail_traffic_on_panic: bool,
     pub hashing: Hashing,
     pub slow_start: Option<SlowStart>,
     pub subsets: Option<Subsets>,
@@ -23,7 +24,8 @@ pub(super) struct Policy {
 const RING_SIZE: u64 = 8 << 20;
 /// The largest Maglev table.
 const TABLE_SIZE: u64 = 5_000_011;
-const ZONES: &str = "endpoints of all zones are alike";
+/// Without a local cluster Envoy does not look at zones either.
+pub(super) const ZONES: &str = "there is no local cluster to compare with: endpoints of all zones are alike";
 
 pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut Notes) -> Result<Policy, Invalid> {
     use pb::cluster::LbPolicy as P;
@@ -99,7 +101,14 @@ pub(super) fn policy(c: &pb::Cluster, refuse: &mut Option<String>, notes: &mut N
         })?,
     };
     let subsets = c.lb_subset_config.as_ref().map(|s| notes.within("lb_subset_config", |n| legacy_subsets(s, n)));
-    Ok(Policy { policy, locality_weighted: false, hashing, slow_start, subsets: subsets.transpose()?.flatten() })
+    Ok(Policy {
+        policy,
+        locality_weighted: false,
+        fail_traffic_on_panic: false,
+        hashing,
+        slow_start,
+        subsets: subsets.transpose()?.flatten(),
+    })
 }
 
 /// The newer form of the same fields.
@@ -218,6 +227,7 @@ fn extension(list: &pb::LoadBalancingPolicy, depth: u32, notes: &mut Notes) -> R
         return Ok(Policy {
             policy: LbPolicy::RoundRobin,
             locality_weighted: false,
+            fail_traffic_on_panic: false,
             hashing: Hashing::default(),
             slow_start: None,
             subsets: None,
@@ -232,24 +242,25 @@ fn one(any: &Any, depth: u32, notes: &mut Notes) -> Result<Option<Policy>, Inval
     let kind = type_name(any);
     let Some(name) = kind.strip_prefix("envoy.extensions.load_balancing_policies.") else { return Ok(None) };
     let mut weighted = false;
+    let mut fails = false;
     let mut hashes = Hashing::default();
     let mut slow_start = None;
     let policy = match name {
         "round_robin.v3.RoundRobin" => {
             let ext::round_robin::v3::RoundRobin { slow_start_config, locality_lb_config } = unpack(any, "", notes)?;
             slow_start = self::slow_start(&slow_start_config, notes)?;
-            weighted = locality(&locality_lb_config, notes);
+            (weighted, fails) = locality(&locality_lb_config, notes);
             LbPolicy::RoundRobin
         }
         "least_request.v3.LeastRequest" => {
             let l: ext::least_request::v3::LeastRequest = unpack(any, "", notes)?;
-            weighted = locality(&l.locality_lb_config, notes);
+            (weighted, fails) = locality(&l.locality_lb_config, notes);
             slow_start = self::slow_start(&l.slow_start_config, notes)?;
             least_request(&l, notes)?
         }
         "random.v3.Random" => {
             let ext::random::v3::Random { locality_lb_config } = unpack(any, "", notes)?;
-            weighted = locality(&locality_lb_config, notes);
+            (weighted, fails) = locality(&locality_lb_config, notes);
             LbPolicy::Random
         }
         "ring_hash.v3.RingHash" => {
@@ -305,7 +316,14 @@ fn one(any: &Any, depth: u32, notes: &mut Notes) -> Result<Option<Policy>, Inval
         }
         _ => return Ok(None),
     };
-    Ok(Some(Policy { policy, locality_weighted: weighted, hashing: hashes, slow_start, subsets: None }))
+    Ok(Some(Policy {
+        policy,
+        locality_weighted: weighted,
+        fail_traffic_on_panic: fails,
+        hashing: hashes,
+        slow_start,
+        subsets: None,
+    }))
 }
 
 fn least_request(l: &ext::least_request::v3::LeastRequest, notes: &mut Notes) -> Result<LbPolicy, Invalid> {
@@ -356,15 +374,15 @@ fn slow_start(s: &Option<ext::common::v3::SlowStartConfig>, notes: &mut Notes) -
     })
 }
 
-/// Whether localities have weights.
-fn locality(l: &Option<ext::common::v3::LocalityLbConfig>, notes: &mut Notes) -> bool {
+/// Whether localities have weights, and whether panic fails requests.
+fn locality(l: &Option<ext::common::v3::LocalityLbConfig>, notes: &mut Notes) -> (bool, bool) {
     use ext::common::v3::locality_lb_config::LocalityConfigSpecifier as S;
     match l.as_ref().and_then(|l| l.locality_config_specifier.as_ref()) {
-        None => false,
-        Some(S::LocalityWeightedLbConfig(_)) => true,
-        Some(S::ZoneAwareLbConfig(_)) => {
+        None => (false, false),
+        Some(S::LocalityWeightedLbConfig(_)) => (true, false),
+        Some(S::ZoneAwareLbConfig(z)) => {
             notes.ignored("locality_lb_config.zone_aware_lb_config", ZONES);
-            false
+            (false, z.fail_traffic_on_panic)
         }
     }
 }
