@@ -4,7 +4,7 @@ mod common;
 
 use amesh_dataplane::lb::{pick, weighted_pick, Cells, NoEndpoint, PickContext, RuntimeHealth};
 use amesh_model::cluster::{Cluster, LbPolicy, SlowStart};
-use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
+use amesh_model::endpoint::{ArchivedEndpoint, Endpoint, EndpointSet, HealthStatus, Locality};
 use common::balancing::{cluster, endpoint, locality, planned, random};
 use common::stored;
 use proptest::prelude::*;
@@ -384,7 +384,64 @@ fn one_of_several_is_drawn_by_weight() {
     assert_eq!(weighted_pick([u32::MAX, u32::MAX].into_iter(), u64::from(u32::MAX)), Some(1));
 }
 
+/// Says that more endpoints are ill than any cluster can spare, and of each that it is well.
+struct Doubtful(Counters);
+
+impl Cells for Doubtful {
+    fn cursor(&self, cell: u32) -> u32 {
+        self.0.cursor(cell)
+    }
+    fn active(&self, cell: u32) -> u32 {
+        self.0.active(cell)
+    }
+    fn unhealthy(&self, _: u32) -> u32 {
+        u32::MAX
+    }
+}
+
 proptest! {
+    #[test]
+    fn looking_at_each_endpoint_finds_what_the_plan_says(
+        localities in proptest::collection::vec((0u32..3, 0u32..4, proptest::collection::vec((0u32..3, 1u32..4), 0..5)), 1..5),
+        threshold in 0u8..=100,
+        weighted in any::<bool>(),
+        fail_traffic_on_panic in any::<bool>(),
+        policy in proptest::sample::select(vec![LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LEAST_REQUEST]),
+        factor in 80u32..300,
+    ) {
+        let mut cells = 0u32..;
+        let make = |(health, weight): (u32, u32), cell| {
+            let health = [HealthStatus::Healthy, HealthStatus::Degraded, HealthStatus::Unhealthy][health as usize];
+            Endpoint { health, ..endpoint(cell, weight) }
+        };
+        let mut localities: Vec<Locality> = localities
+            .into_iter()
+            .map(|(priority, weight, list)| {
+                locality(priority, weight, list.into_iter().map(|e| make(e, cells.next().unwrap())).collect())
+            })
+            .collect();
+        localities.sort_by_key(|l| l.priority);
+        let set = EndpointSet { overprovisioning_factor: factor, ..set(localities) };
+        let cluster = Cluster {
+            healthy_panic_threshold: threshold,
+            locality_weighted: weighted,
+            fail_traffic_on_panic,
+            ..cluster(policy)
+        };
+        let (set, cluster) = (planned(&cluster, &set), stored(&cluster));
+        let active: BTreeMap<u32, u32> = (0..20).map(|c| (c, c * 7 % 3)).collect();
+        let counters = || Counters { active: active.clone(), ..Counters::default() };
+        let (plan, walk) = (counters(), Doubtful(counters()));
+        for n in 0..100 {
+            // The same chance in both, however often it is asked for.
+            let number = n * 0x9e37_79b9 + n;
+            let one = |found: Result<&ArchivedEndpoint, NoEndpoint>| found.map(|e| e.cell.to_native());
+            let by_plan = one(pick(cluster, set, &plan, &mut PickContext::new(&mut || number)));
+            let by_walk = one(pick(cluster, set, &walk, &mut PickContext::new(&mut || number)));
+            prop_assert_eq!(by_plan, by_walk, "the {}th", n);
+        }
+    }
+
     #[test]
     fn a_cycle_of_round_robin_has_exactly_the_weights(weights in proptest::collection::vec(1u32..20, 1..12)) {
         let set = one((0u32..).zip(&weights).map(|(c, w)| endpoint(c, *w)).collect());

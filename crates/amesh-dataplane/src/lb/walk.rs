@@ -87,9 +87,10 @@ pub(super) fn candidates<'a>(
             effective_locality_weight(weight, count(load.source, l), l.len() as u64, factor)
         };
         let wheel = Wheel::new(localities.iter().map(weight));
-        if wheel.units > 0 && localities.len() > 1 {
-            group = localities.get(wheel.at(wheel.turn(turns.locality())))?;
-            several = true;
+        if wheel.units > 0 {
+            several = wheel.units > 1;
+            let turn = if several { wheel.turn(turns.locality()) } else { 0 };
+            group = localities.get(wheel.at(turn))?;
         }
     }
     let endpoints: Vec<&ArchivedEndpoint> = group.iter().filter(|s| s.is_in(load.source)).map(|s| s.endpoint).collect();
