@@ -3,9 +3,10 @@
 use super::{Candidates, Cells};
 use amesh_model::endpoint::ArchivedEndpoint;
 
-/// Of more endpoints than this not all are looked at: half as many are drawn by weight, for one of them to be drawn by its
-/// active requests.
+/// Of more endpoints than this not all are looked at.
 const ALL: usize = 16;
+/// Instead so many are drawn by weight, for one of them to be drawn by its active requests.
+const SAMPLE: usize = 5;
 
 /// Of so many random ones, whose weights are equal.
 pub(super) fn of_some<'a>(
@@ -47,6 +48,11 @@ pub(super) fn of_all<'a>(
     best.map(|(endpoint, _)| endpoint)
 }
 
+/// A number below `n`, without the division that a remainder is.
+fn below(n: u64, random: &mut dyn FnMut() -> u64) -> u64 {
+    ((u128::from(random()) * u128::from(n)) >> 64) as u64
+}
+
 /// By weight over the power `bias` of the active requests and one: the shares that Envoy's schedule comes to. Of many
 /// endpoints as far as a sample is a likeness of all: who has far fewer active requests than most comes a little short.
 pub(super) fn by_weight<'a>(
@@ -55,14 +61,14 @@ pub(super) fn by_weight<'a>(
     bias: f64,
     random: &mut dyn FnMut() -> u64,
 ) -> Option<&'a ArchivedEndpoint> {
-    let looked_at = if candidates.len() <= ALL { candidates.len() } else { ALL / 2 };
+    let looked_at = if candidates.len() <= ALL { candidates.len() } else { SAMPLE };
     let mut ends: [(Option<&ArchivedEndpoint>, f64); ALL] = [(None, 0.0); ALL];
     let mut total = 0.0;
     for (n, place) in ends.iter_mut().enumerate().take(looked_at) {
         let (candidate, weight) = match candidates.len() <= ALL {
             true => candidates.nth(n).map(|e| (e, f64::from(e.weight.to_native().max(1))))?,
             // Drawn by its weight already.
-            false => (candidates.by_weight(random() % candidates.units())?, 1.0),
+            false => (candidates.by_weight(below(candidates.units(), random))?, 1.0),
         };
         let active = f64::from(cells.active(candidate.cell.to_native())) + 1.0;
         total += weight / if bias == 1.0 { active } else { active.powf(bias) };
