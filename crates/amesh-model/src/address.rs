@@ -70,6 +70,16 @@ impl From<SocketAddr> for Address {
     }
 }
 
+impl Address {
+    /// The socket address, `None` for a pipe.
+    pub fn socket_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Socket { ip, port } => Some(SocketAddr::new((*ip).into(), *port)),
+            Address::Pipe(_) => None,
+        }
+    }
+}
+
 impl ArchivedAddress {
     /// The socket address, `None` for a pipe.
     pub fn socket_addr(&self) -> Option<SocketAddr> {

@@ -2,6 +2,7 @@
 
 use crate::address::Ip;
 use crate::hash_policy::HashPolicy;
+use crate::health::{CircuitBreakers, HealthCheck, OutlierDetection};
 use crate::subset::Subsets;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -40,6 +41,12 @@ pub struct Cluster {
     pub tcp_keepalive: Option<(u32, u32, u32)>,
     /// Source address of connections (`upstream_bind_config`), one a family.
     pub bind: Vec<Ip>,
+    /// Active health checks; `None`: none.
+    pub health_check: Option<Box<HealthCheck>>,
+    /// Which failures of requests take endpoints out; `None`: none.
+    pub outlier_detection: Option<Box<OutlierDetection>>,
+    /// Its limits.
+    pub circuit_breakers: CircuitBreakers,
     /// Every request is refused with 503, for this reason.
     pub refuse: Option<String>,
     /// Index of the cluster's cell of counters in the zone. Set by the writer when it publishes.

@@ -1,6 +1,7 @@
 //! Endpoints of a cluster (`config.endpoint.v3`), joined with what their cluster says of them.
 
 use crate::address::Address;
+use crate::health::EndpointHealthCheck;
 use crate::plan::Plan;
 use crate::subset::LbMetadata;
 use rkyv::{Archive, Deserialize, Serialize};
@@ -69,6 +70,9 @@ pub struct Endpoint {
     pub weight: u32,
     /// Its health as the control plane says.
     pub health: HealthStatus,
+    /// Where it is checked; `None`: as it is asked.
+    #[rkyv(with = rkyv::with::Niche)]
+    pub health_check: Option<Box<EndpointHealthCheck>>,
     /// Not empty: it must not be spoken to, for this reason (it wants TLS, which this version does not speak).
     pub refuse: Option<String>,
     /// When it came, healthy, in Unix time in ms, where its cluster starts slowly; else 0.

@@ -19,6 +19,7 @@ pub mod endpoint;
 pub mod filter;
 pub mod hash_policy;
 pub mod header;
+pub mod health;
 pub mod listener;
 pub mod matcher;
 pub mod metadata;
@@ -27,6 +28,7 @@ pub mod retry;
 pub mod route;
 pub mod route_index;
 pub mod subset;
+pub mod vitals;
 
 /// What a slot holds. The number is the slot's kind in shared memory and in snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,4 +59,4 @@ impl Kind {
 
 /// Goes up when an archived type changes in a way that its size does not show: zones and snapshots of another layout are
 /// not read.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;

@@ -32,6 +32,7 @@ mod filter;
 mod format;
 mod hash_policy;
 mod hcm;
+mod health;
 mod lb;
 mod listener;
 mod matcher;

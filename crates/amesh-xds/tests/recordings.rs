@@ -245,7 +245,7 @@ fn what_is_left_out_is_listed() {
     let table = notes("RouteConfiguration", "80");
     assert!(table.contains("Ignored virtual_hosts[].routes[].decorator x"), "{table}");
     let cluster = notes("Cluster", "outbound|80||web.default.svc.cluster.local");
-    assert!(cluster.contains("Ignored circuit_breakers x1"), "{cluster}");
+    assert!(cluster.contains("Ignored filters[] x1"), "{cluster}");
     assert!(cluster.contains("Refused transport_socket_matches[].transport_socket x1"), "{cluster}");
     assert!(notes("Listener", "virtualInbound").contains("Refused filter_chains[].transport_socket x"));
     assert!(!notes("Listener", "0.0.0.0_80").contains("Refused"));

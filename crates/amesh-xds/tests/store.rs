@@ -524,7 +524,7 @@ fn a_real_istiod_by_delta_and_by_state_of_the_world_makes_the_same_zone() {
         }
         let status = m.store.status();
         assert_eq!(status.resources["Cluster"].count, 43);
-        assert!(status.notes.iter().any(|n| n.field == "circuit_breakers" && n.resources > 30));
+        assert!(status.notes.iter().any(|n| n.field == "filters[]" && n.resources > 30));
         assert!(serde_json::to_string(&status).unwrap().contains("\"refused\""));
         let of = |k: Kind| m.zone.keys().filter(|(kind, _)| *kind == k).count();
         assert_eq!(

@@ -35,6 +35,9 @@ pub fn cluster(lb_policy: LbPolicy) -> Cluster {
         max_requests_per_connection: 0,
         tcp_keepalive: None,
         bind: Vec::new(),
+        health_check: None,
+        outlier_detection: None,
+        circuit_breakers: amesh_model::health::CircuitBreakers::default(),
         refuse: None,
         cell: 0,
     }
@@ -53,6 +56,7 @@ pub fn endpoint(cell: u32, weight: u32) -> Endpoint {
         lb_metadata: Default::default(),
         weight,
         health: HealthStatus::Healthy,
+        health_check: None,
         refuse: None,
         added: 0,
         cell,

@@ -78,7 +78,7 @@ fn forward(
     ignored!(notes, "nginx's own time-outs hold"; flush_timeout);
     ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
     ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
-    ignored!(notes, "there are no circuit breakers"; priority);
+    ignored!(notes, "all requests are of the default priority"; priority);
     ignored!(notes, "there is no rate limit filter"; rate_limits, include_vh_rate_limits);
     ignored!(notes, "upgrades are as the connection manager says"; upgrade_configs);
     ignored!(notes, "early data is not used"; early_data_policy);

@@ -4,7 +4,7 @@ use super::endpoint::{dns_target_localities, endpoint_set, DnsLocality};
 use super::hcm::INITIAL_FETCH_TIMEOUT;
 use super::notes::{ignored, Set};
 use super::value::{bool_or, enumeration, ip, millis, percent, positive_millis, type_name, u32_or, unpack};
-use super::{filter, lb, socket, Invalid, Notes, Sockets};
+use super::{filter, health, lb, socket, Invalid, Notes, Sockets};
 use amesh_model::address::Ip;
 use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
 use amesh_model::endpoint::EndpointSet;
@@ -142,9 +142,9 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
     }
     ignored!(notes, "nginx's own buffers hold";
         per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout);
-    ignored!(notes, "endpoints are not probed"; health_checks, ignore_health_on_host_removal, close_connections_on_host_health_failure);
-    ignored!(notes, "there are no circuit breakers"; circuit_breakers, queuing_policies);
-    ignored!(notes, "endpoints are not ejected"; outlier_detection);
+    ignored!(notes, "an endpoint is gone when the control plane says so"; ignore_health_on_host_removal);
+    ignored!(notes, "requests under way are not cut off"; close_connections_on_host_health_failure);
+    ignored!(notes, "requests do not queue for a connection"; queuing_policies);
     ignored!(notes, "TLS is not spoken to endpoints"; upstream_http_protocol_options);
     ignored!(notes, "nginx's own limits hold"; http_protocol_options);
     ignored!(notes, "the system's resolver is asked";
@@ -210,6 +210,12 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         bind: upstream_bind_config
             .as_ref()
             .map_or(Ok(Vec::new()), |b| notes.within("upstream_bind_config", |n| bind(b, n)))?,
+        health_check: health::health_check(health_checks, notes)?,
+        outlier_detection: outlier_detection
+            .as_ref()
+            .map(|o| notes.within("outlier_detection", |n| health::outlier_detection(o, n)))
+            .transpose()?,
+        circuit_breakers: health::circuit_breakers(circuit_breakers, notes)?,
         refuse,
         cell: 0,
     };

@@ -4,9 +4,10 @@ use super::cluster::DnsCluster;
 use super::notes::ignored;
 use super::socket::labels;
 use super::value::{address, at_least, enumeration, Place};
-use super::{subset, Invalid, Notes, Sockets};
+use super::{health, subset, Invalid, Notes, Sockets};
 use amesh_model::address::{Address, Ip};
 use amesh_model::endpoint::{Endpoint, EndpointSet, HealthStatus, Locality};
+use amesh_model::health::EndpointHealthCheck;
 use envoy_types::pb::envoy::config::{core::v3 as core, endpoint::v3 as pb};
 use envoy_types::pb::google::protobuf::{value::Kind, Struct};
 use std::net::{IpAddr, SocketAddr};
@@ -203,7 +204,6 @@ fn lb_endpoint(
         endpoint;
     let mut refuse = sockets.refusal(labels(metadata), place).map(str::to_owned);
     let (host, address, port) = notes.within("endpoint", |notes| {
-        ignored!(notes, "endpoints are not probed"; health_check_config);
         ignored!(notes, "the first address is taken"; additional_addresses);
         Ok(match address(place_of, notes)? {
             Place::Known(a @ Address::Socket { port, .. }) => (None, a, port),
@@ -219,6 +219,8 @@ fn lb_endpoint(
         refuse =
             Some(notes.refused("endpoint.address.socket_address.port_value", "is 0, which cannot be connected to"));
     }
+    let check = health_check_config.as_ref();
+    let check = check.map(|c| notes.within("health_check_config", |n| health::endpoint(c, n))).transpose()?;
     let endpoint = Endpoint {
         address,
         hash_key: hash_key(metadata),
@@ -230,6 +232,7 @@ fn lb_endpoint(
             H::Degraded => HealthStatus::Degraded,
             H::Unhealthy | H::Draining | H::Timeout => HealthStatus::Unhealthy,
         },
+        health_check: check.filter(|c| *c != EndpointHealthCheck::default()).map(Box::new),
         refuse,
         added: 0,
         cell: 0,
