@@ -15,6 +15,7 @@ pub mod header;
 pub mod inspect;
 pub mod lb;
 pub mod listener;
+pub mod outlier;
 pub mod path;
 pub mod regex;
 pub mod retry;

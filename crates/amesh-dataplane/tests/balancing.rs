@@ -248,6 +248,27 @@ fn panic_may_fail_requests_instead() {
 }
 
 #[test]
+fn what_is_found_at_run_time_counts_as_what_the_control_plane_says() {
+    let policy = cluster(LbPolicy::RoundRobin);
+    let four = || one((0..4).map(|cell| endpoint(cell, 1)).collect());
+    let seen = |set: &EndpointSet, health: &[(u32, RuntimeHealth)]| {
+        let counters = Counters { health: health.iter().copied().collect(), ..Counters::default() };
+        let mut got = picks(&policy, set, &counters, 400);
+        got.sort_unstable();
+        got.dedup();
+        got
+    };
+    use RuntimeHealth::{Degraded, Healthy, Unhealthy};
+    assert_eq!(seen(&four(), &[(1, Healthy)]), [0, 1, 2, 3]);
+    assert_eq!(seen(&four(), &[(1, Unhealthy)]), [0, 2, 3]);
+    assert_eq!(seen(&four(), &[(1, Degraded)]), [0, 2, 3], "the others can take it all");
+    assert_eq!(seen(&four(), &[(0, Unhealthy), (1, Unhealthy), (2, Degraded)]), [2, 3]);
+    assert_eq!(seen(&four(), &[(0, Unhealthy), (1, Unhealthy), (2, Unhealthy)]), [0, 1, 2, 3], "panic");
+    let said = one(vec![sick(0), endpoint(1, 1), endpoint(2, 1), endpoint(3, 1)]);
+    assert_eq!(seen(&said, &[(0, Healthy), (1, Unhealthy)]), [2, 3], "the worse of both");
+}
+
+#[test]
 fn without_endpoints_there_is_no_answer() {
     for policy in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LEAST_REQUEST] {
         for threshold in [0, 50, 100] {

@@ -30,21 +30,10 @@ use amesh_model::subset::ArchivedCriterion;
 use candidates::Candidates;
 use slow_start::SlowStart;
 
+pub use amesh_model::vitals::RuntimeHealth;
+
 /// Draws that pass over an ill or tried endpoint before the rest are looked at one by one.
 const DRAWS: usize = 8;
-
-/// How an endpoint is at run time: what active health checks and outlier detection found, beyond what the control plane
-/// says. The worse of both counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RuntimeHealth {
-    /// Nothing is wrong with it.
-    #[default]
-    Healthy,
-    /// It says that it is degraded.
-    Degraded,
-    /// It fails its active health checks, or is ejected.
-    Unhealthy,
-}
 
 /// The counters in shared memory. Cells are those of [`ArchivedCluster`] and [`ArchivedEndpoint`].
 pub trait Cells {
