@@ -5,13 +5,17 @@ use crate::nginx::{self, pool_str};
 use crate::original_dst::to_sockaddr;
 use crate::zone::{self, Worker};
 use amesh_dataplane::lb::{self, NoEndpoint, PickContext};
+use amesh_dataplane::outlier::Rules;
 use amesh_model::address::{ArchivedAddress, ArchivedIp};
 use amesh_model::cluster::{ArchivedCluster, ArchivedDiscovery, ArchivedUpstreamProtocol};
+use amesh_model::health::ArchivedHealthCheckKind;
 use amesh_model::subset::ArchivedCriterion;
 use ngx::ffi::{self, ngx_pool_t, ngx_str_t};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
+
+pub use amesh_dataplane::outlier::Outcome;
 
 /// Room for the text of any address: `unix:` and the longest path.
 const ADDRESS_STRLEN: usize = 128;
@@ -25,6 +29,17 @@ pub struct Upstream<'a> {
     pub hash: u64,
     /// The connection's original destination, for clusters that go there.
     pub original_dst: Option<SocketAddr>,
+    /// What counts against the cluster's limits.
+    pub unit: Unit,
+}
+
+/// What a cluster is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// A request of HTTP.
+    Request,
+    /// A connection that is proxied as such.
+    Connection,
 }
 
 /// Why nothing was picked.
@@ -36,6 +51,8 @@ pub enum Reason {
     NoHealthyUpstream,
     /// It, or its endpoints, want what is not supported.
     Refused,
+    /// It has no room for more: its circuit breaker is open.
+    Overflow,
     /// This worker has no zone.
     NoZone,
 }
@@ -46,6 +63,7 @@ impl Reason {
         match self {
             Reason::NoCluster => Flags::NO_CLUSTER,
             Reason::NoHealthyUpstream | Reason::NoZone => Flags::NO_HEALTHY_UPSTREAM,
+            Reason::Overflow => Flags::UPSTREAM_OVERFLOW,
             Reason::Refused => Flags::NO_HEALTHY_UPSTREAM.with(Flags::REFUSED),
         }
     }
@@ -83,6 +101,11 @@ pub struct Picked {
     pub protocol: Protocol,
     bind: Option<IpAddr>,
     held: Option<zone::Held>,
+    /// What is held on the cluster, where it has limits or looks after the health of its endpoints.
+    held_cluster: Option<zone::Held>,
+    outlier: Option<Rules>,
+    /// Its health is checked by HTTP: a response may say that it is over.
+    pub checked: bool,
 }
 
 impl Picked {
@@ -170,11 +193,14 @@ pub fn pick_pinned<'a>(
         zone::complain(upstream.cluster, reason);
         return Err(Reason::Refused);
     }
+    if !has_room(pin, cluster, upstream.unit) {
+        return Err(Reason::Overflow);
+    }
     if matches!(cluster.discovery, ArchivedDiscovery::OriginalDst) {
         tools.hostname.clear();
         let to = upstream.original_dst.ok_or(Reason::NoHealthyUpstream)?;
         let (sockaddr, socklen) = to_sockaddr(to);
-        return Ok(picked(pin, cluster, sockaddr, socklen, u32::MAX, to.is_ipv4()));
+        return Ok(picked(pin, cluster, upstream.unit, (sockaddr, socklen), u32::MAX, to.is_ipv4()));
     }
     let set = pin.endpoint_set(upstream.cluster).ok_or(Reason::NoHealthyUpstream)?;
     let mut random = || tools.random();
@@ -199,25 +225,54 @@ pub fn pick_pinned<'a>(
             (s, l, false)
         }
     };
-    Ok(picked(pin, cluster, sockaddr, socklen, endpoint.cell.to_native(), v4))
+    Ok(picked(pin, cluster, upstream.unit, (sockaddr, socklen), endpoint.cell.to_native(), v4))
+}
+
+/// Whether a cluster's limits allow one more (`ResourceLimit::canCreate`). As in Envoy, several at the very same time
+/// may all be allowed.
+fn has_room(pin: &zone::Pin<'_>, c: &ArchivedCluster, unit: Unit) -> bool {
+    let Some(cell) = pin.cell(c.cell.to_native()).filter(|_| is_limited(c)) else { return true };
+    match unit {
+        Unit::Request => c.circuit_breakers.allows_request(cell.rq_active.load(Ordering::Relaxed)),
+        Unit::Connection => c.circuit_breakers.allows_connection(cell.cx_active.load(Ordering::Relaxed)),
+    }
+}
+
+/// Whether what is active has to be counted by cluster. Istio's clusters have no limits, unless they are asked for.
+fn is_limited(c: &ArchivedCluster) -> bool {
+    let limits = &c.circuit_breakers;
+    limits.retry_budget.is_some()
+        || [&limits.max_requests, &limits.max_connections, &limits.max_pending_requests]
+            .iter()
+            .any(|n| n.to_native() != u32::MAX)
 }
 
 fn picked(
     pin: &zone::Pin<'_>,
     c: &ArchivedCluster,
-    sockaddr: libc::sockaddr_storage,
-    socklen: libc::socklen_t,
+    unit: Unit,
+    (sockaddr, socklen): (libc::sockaddr_storage, libc::socklen_t),
     cell: u32,
     v4: bool,
 ) -> Picked {
-    if let Some(cell) = pin.cell(c.cell.to_native()) {
-        cell.rq_total.fetch_add(1, Ordering::Relaxed);
-    }
+    let cluster_cell = c.cell.to_native();
+    let held_cluster = match unit {
+        // This counts it, too.
+        Unit::Request if is_limited(c) || c.outlier_detection.is_some() || c.health_check.is_some() => {
+            pin.acquire(cluster_cell)
+        }
+        Unit::Request | Unit::Connection => {
+            if let Some(cell) = pin.cell(cluster_cell) {
+                cell.rq_total.fetch_add(1, Ordering::Relaxed);
+            }
+            (unit == Unit::Connection).then(|| pin.acquire_connection(cluster_cell)).flatten()
+        }
+    };
     Picked {
         sockaddr,
         socklen,
         cell,
-        cluster_cell: c.cell.to_native(),
+        cluster_cell,
         connect_timeout: c.connect_timeout.to_native(),
         idle_timeout: c.idle_timeout.to_native(),
         max_requests_per_connection: c.max_requests_per_connection.to_native(),
@@ -228,6 +283,9 @@ fn picked(
         },
         bind: c.bind.iter().map(IpAddr::from).find(|ip| ip.is_ipv4() == v4),
         held: pin.acquire(cell),
+        held_cluster,
+        outlier: c.outlier_detection.as_ref().map(|o| Rules::from(&**o)),
+        checked: c.health_check.as_ref().is_some_and(|h| matches!(h.kind, ArchivedHealthCheckKind::Http(_))),
     }
 }
 
@@ -254,18 +312,74 @@ fn unix_sockaddr(path: &str) -> Option<(libc::sockaddr_storage, libc::socklen_t)
     Some((storage, len as libc::socklen_t))
 }
 
-/// A try ends. `connected`: it got as far as a connection.
-pub fn end(picked: &mut Picked, failed: bool, connected: bool) {
-    zone::with_worker(|worker: &mut Worker| {
-        // A cell may be another's as soon as nothing is held on it.
-        for cell in [picked.cell, picked.cluster_cell] {
-            if let Some(cell) = worker.cell(cell).filter(|_| failed) {
-                let counter = if connected { &cell.rq_error } else { &cell.cx_connect_fail };
-                counter.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        if let Some(held) = picked.held.take() {
+/// What is known of a try by now, which goes on. Its endpoint may be ejected for it.
+pub fn report(picked: &Picked, outcome: Outcome) {
+    zone::with_worker(|worker| count(worker, picked, outcome));
+}
+
+/// A try ends, thus. Its endpoint may be ejected for it.
+pub fn end(picked: &mut Picked, outcome: Outcome) {
+    zone::with_worker(|worker| {
+        count(worker, picked, outcome);
+        for held in [picked.held.take(), picked.held_cluster.take()].into_iter().flatten() {
             worker.release(held);
         }
     });
+}
+
+/// A response says that its endpoint is no longer healthy (`x-envoy-immediate-health-check-fail`). Active checks bring
+/// it back. To be called before [`end`].
+pub fn fail_health_check(picked: &Picked) {
+    zone::with_worker(|worker| {
+        worker.fail_health_check(picked.cell, picked.cluster_cell);
+    });
+}
+
+fn count(worker: &mut Worker, picked: &Picked, outcome: Outcome) {
+    // A cell may be another's as soon as nothing is held on it.
+    for cell in [picked.cell, picked.cluster_cell] {
+        if let Some(cell) = worker.cell(cell).filter(|_| outcome.failed()) {
+            let counter = if outcome.connected() { &cell.rq_error } else { &cell.cx_connect_fail };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    if let Some(rules) = &picked.outlier {
+        worker.record(rules, picked.cell, picked.cluster_cell, outcome);
+    }
+}
+
+/// A retry that counts against its cluster's limit until it comes back by [`end_retry`].
+#[derive(Clone, Copy)]
+pub struct Retry(Option<zone::Held>);
+
+impl Retry {
+    /// None.
+    pub const NONE: Retry = Retry(None);
+}
+
+/// A request is about to be tried again.
+///
+/// # Errors
+/// [`Reason::Overflow`]: the cluster's limit or budget of retries is used up; the former answer goes to the client, with
+/// the flag `UO`.
+pub fn begin_retry(upstream: &Upstream<'_>) -> Result<Retry, Reason> {
+    zone::with_worker(|worker| {
+        let (pin, _) = worker.pin();
+        let cluster = pin.cluster(upstream.hash, upstream.cluster).ok_or(Reason::NoCluster)?;
+        let index = cluster.cell.to_native();
+        let Some(cell) = pin.cell(index) else { return Ok(Retry(None)) };
+        let (retries, active) = (cell.rq_retry_active.load(Ordering::Relaxed), cell.rq_active.load(Ordering::Relaxed));
+        match cluster.circuit_breakers.allows_retry(retries, active) {
+            true => Ok(Retry(pin.acquire_retry(index))),
+            false => Err(Reason::Overflow),
+        }
+    })
+    .unwrap_or(Err(Reason::NoZone))
+}
+
+/// The retry is over, if there is one.
+pub fn end_retry(retry: &mut Retry) {
+    if let Some(held) = retry.0.take() {
+        zone::with_worker(|worker| worker.release(held));
+    }
 }

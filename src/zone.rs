@@ -3,12 +3,14 @@
 use crate::conf::MainConf;
 use crate::nginx::{self, CONF_ERROR, CONF_OK, ERROR, OK};
 use crate::{master, settings};
-use amesh_dataplane::lb::Cells;
+use amesh_dataplane::lb::{Cells, RuntimeHealth};
+use amesh_dataplane::outlier::{self, Outcome, Rules};
 use amesh_dataplane::regex::RegexCache;
 use amesh_model::cluster::ArchivedCluster;
 use amesh_model::endpoint::ArchivedEndpointSet;
 use amesh_model::listener::{ArchivedListener, ArchivedListenerIndex};
 use amesh_model::route::ArchivedRouteTable;
+use amesh_model::vitals::{ClusterVitals, EndpointVitals, CHECKED, FAILED_ACTIVE_HC, PENDING_ACTIVE_HC};
 use amesh_model::Kind;
 use amesh_shm::{Reader, Region, WorkerSlot};
 use ngx::ffi::{self, ngx_conf_t, ngx_cycle_t, ngx_int_t, ngx_shm_zone_t, ngx_uint_t};
@@ -44,6 +46,17 @@ pub fn layout_hash() -> u64 {
     }
     hasher.finish()
 }
+
+/// The clock of ejections, of all processes of this host: monotonic, ms, wrapping.
+pub fn clock() -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists, and there is room for the time; with an error it stays 0.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
+    // It wraps.
+    (now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000) as u32
+}
+
+const _: () = assert!(amesh_shm::WORDS == amesh_model::vitals::WORDS);
 
 /// A zone as this process sees it. Made once a zone, never freed: old workers may still use it.
 struct Mapped {
@@ -268,7 +281,24 @@ impl Worker {
         self.slot.cell(index)
     }
 
-    /// Gives back what [`Pin::acquire`] gave.
+    /// Counts a try for outlier detection; its endpoint may be ejected.
+    pub fn record(&mut self, rules: &Rules, endpoint: u32, cluster: u32, outcome: Outcome) {
+        let Worker { slot, tools } = self;
+        if let (Some(endpoint), Some(cluster)) = (slot.cell(endpoint), slot.cell(cluster)) {
+            let (endpoint, cluster) = (EndpointVitals(&endpoint.words), ClusterVitals(&cluster.words));
+            outlier::record(rules, endpoint, cluster, outcome, clock(), &mut || tools.random());
+        }
+    }
+
+    /// Takes an endpoint out of use until an active check finds it healthy. Both cells are held.
+    pub fn fail_health_check(&mut self, endpoint: u32, cluster: u32) {
+        if let (Some(endpoint), Some(cluster)) = (self.slot.cell(endpoint), self.slot.cell(cluster)) {
+            let cluster = ClusterVitals(&cluster.words);
+            EndpointVitals(&endpoint.words).change(cluster, FAILED_ACTIVE_HC | CHECKED, PENDING_ACTIVE_HC);
+        }
+    }
+
+    /// Gives back what [`Pin::acquire`] and its like gave.
     pub fn release(&mut self, held: Held) {
         self.slot.release(held);
     }
@@ -322,6 +352,16 @@ impl Pin<'_> {
         self.slot.acquire(cell)
     }
 
+    /// Counts an open connection on a cell that was read under this pin.
+    pub fn acquire_connection(&self, cell: u32) -> Option<Held> {
+        self.slot.acquire_connection(cell)
+    }
+
+    /// Counts a retry on a cell that was read under this pin.
+    pub fn acquire_retry(&self, cell: u32) -> Option<Held> {
+        self.slot.acquire_retry(cell)
+    }
+
     /// Calls `f` with the name and version of every resource of a kind, in the order of names.
     pub fn for_each(&self, kind: Kind, mut f: impl FnMut(&str, u64)) {
         let mut all: Vec<_> = self
@@ -356,6 +396,14 @@ impl Cells for Pin<'_> {
 
     fn active(&self, cell: u32) -> u32 {
         self.slot.cell(cell).map_or(0, |c| c.rq_active.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    fn unhealthy(&self, cluster: u32) -> u32 {
+        self.slot.cell(cluster).map_or(0, |c| ClusterVitals(&c.words).unhealthy())
+    }
+
+    fn health(&self, endpoint: u32) -> RuntimeHealth {
+        self.slot.cell(endpoint).map_or(RuntimeHealth::Healthy, |c| EndpointVitals(&c.words).health())
     }
 }
 

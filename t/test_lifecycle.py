@@ -228,6 +228,8 @@ def test_memory_and_descriptors_are_flat_over_updates():
             amesh.until(lambda: nginx.get() == (200, str(nginx.a if n % 2 else nginx.b)), what="the change")
 
         change(0), change(1)
+        # The thread's own words are in the zone, too, and change once when it begins.
+        amesh.until(lambda: status(nginx)["xds"]["sources"][0]["state"] == "watching", what="the thread's first status")
         first = status(nginx)["zone"]
         for n in range(100):
             change(n)

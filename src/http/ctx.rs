@@ -6,7 +6,7 @@ use super::retry::Wanted;
 use super::shadow::Shadow;
 use super::timer::{Expired, Timers};
 use crate::guard::guard;
-use crate::lb::{self, Choice, Picked, Upstream};
+use crate::lb::{self, Choice, Outcome, Picked, Retry, Unit, Upstream};
 use crate::nginx::{self, pool_str, EMPTY};
 use crate::zone;
 use amesh_dataplane::retry::Retries;
@@ -96,6 +96,8 @@ pub struct Ctx {
     pub attempts: u32,
     /// The endpoint of the first try.
     pub picked: Option<Picked>,
+    /// What the present try counts against the cluster's limit of retries.
+    pub retry: Retry,
     /// The location's own upstream configuration, null before the first try.
     pub upstream_conf: *mut ffi::ngx_http_upstream_conf_t,
     /// The answer that is given without an upstream; status 0: none.
@@ -150,7 +152,7 @@ impl Ctx {
     pub fn upstream(&self) -> Upstream<'_> {
         // SAFETY: the name lives in the request's pool, as this does.
         let cluster = unsafe { nginx::text(self.cluster) };
-        Upstream { cluster, hash: self.cluster_hash, original_dst: self.original_dst }
+        Upstream { cluster, hash: self.cluster_hash, original_dst: self.original_dst, unit: Unit::Request }
     }
 
     /// What an endpoint is picked by, not one of those that were tried.
@@ -224,6 +226,7 @@ impl Ctx {
             tell_timeout: false,
             attempts: 0,
             picked: None,
+            retry: Retry::NONE,
             upstream_conf: std::ptr::null_mut(),
             reply: Reply::NONE,
             response: filter::Response::new(),
@@ -284,7 +287,8 @@ extern "C" fn give_back(data: *mut c_void) {
         // SAFETY: the timers live in the same pool.
         unsafe { Timers::stop_all(ctx.timers) };
         if let Some(mut picked) = ctx.picked.take() {
-            lb::end(&mut picked, false, false);
+            lb::end(&mut picked, Outcome::Unknown);
         }
+        lb::end_retry(&mut ctx.retry);
     });
 }

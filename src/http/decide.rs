@@ -6,6 +6,7 @@
 use super::capture::{self, Captured};
 use super::ctx::{ctx, ctx_or_new, Ctx, Stage};
 use super::edit::{self, Facts, ResponseEdits};
+use super::filter;
 use super::forward::{self, levels, Seen};
 use super::head::Head;
 use super::manager;
@@ -504,6 +505,10 @@ unsafe fn pick(pin: &zone::Pin<'_>, tools: &mut zone::Tools, r: *mut ngx_http_re
         Err(reason @ Reason::NoCluster) => {
             ctx.cluster = EMPTY;
             ctx.refuse(ctx.cluster_not_found, reason.flags(), "");
+        }
+        Err(reason @ Reason::Overflow) => {
+            ctx.attempts = 1;
+            ctx.refuse(503, reason.flags(), filter::OVERFLOW);
         }
         Err(reason) => {
             // As if it had been tried.

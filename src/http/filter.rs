@@ -19,6 +19,8 @@ const NO_RESPONSE: &str = "upstream connect error or disconnect/reset before hea
 const CONNECT_ERROR: &str = "remote connection failure";
 /// The reason where a connection ended before the response.
 const RESET_ERROR: &str = "connection termination";
+/// Envoy's body where the cluster has no room for the request.
+pub const OVERFLOW: &str = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
 /// The reason where no connection came about in time.
 const CONNECT_TIMEOUT: &str = "connection timeout";
 /// The reason where what came is no HTTP.
@@ -175,6 +177,12 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         if !u.is_null() && !answered && ctx.reply.status == 0 {
             local_error(r, ctx)?;
         }
+        // A retry that was not allowed is no overload: then it is the former failure that is told of.
+        let failed = [Flags::UPSTREAM_FAILURE, Flags::UPSTREAM_TERMINATION, Flags::UPSTREAM_TIMEOUT];
+        let overloaded = ctx.flags.has(Flags::UPSTREAM_OVERFLOW) && !failed.iter().any(|f| ctx.flags.has(*f));
+        if !answered && overloaded && ctx.response.service_time {
+            reply::push_header(r, str_of("x-envoy-overloaded"), str_of("true"))?;
+        }
         let switched = (*r).headers_out.status as u32 == ffi::NGX_HTTP_SWITCHING_PROTOCOLS;
         if answered && ctx.response.service_time && !switched && !(*u).state.is_null() {
             let ms = (*(*u).state).header_time;
@@ -235,6 +243,7 @@ unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
             Expired::No if ctx.flags.has(Flags::UPSTREAM_TERMINATION) => (503, reason(RESET_ERROR)?),
             Expired::No if ctx.flags.has(Flags::UPSTREAM_FAILURE) && timed_out => (503, reason(CONNECT_TIMEOUT)?),
             Expired::No if ctx.flags.has(Flags::UPSTREAM_FAILURE) => (503, reason(CONNECT_ERROR)?),
+            Expired::No if ctx.flags.has(Flags::UPSTREAM_OVERFLOW) => (503, reason("overflow")?),
             Expired::No if ctx.flags.has(Flags::NO_CLUSTER) => (ctx.cluster_not_found, EMPTY),
             Expired::No => (503, str_of("no healthy upstream")),
         };

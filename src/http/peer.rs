@@ -3,13 +3,14 @@
 use super::ctx::{self, Ctx};
 use super::edit;
 use super::forward::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, IS_TIMEOUT_RETRY};
+use super::head::headers;
 use super::pool::{self, Key};
 use super::reply::Flags;
 use super::retry::{self, ProcessHeader};
 use super::timer::{self, Expired};
 use super::{shadow, srv_conf_of, SrvConf};
 use crate::guard::guard;
-use crate::lb::{self, Picked};
+use crate::lb::{self, Outcome, Picked};
 use crate::nginx::{self, pool_str, CONF_ERROR, CONF_OK, DONE, ERROR, OK};
 use crate::zone;
 use amesh_dataplane::retry::Reset;
@@ -24,6 +25,9 @@ use std::os::raw::c_char;
 
 /// Endpoints that one request remembers to have tried.
 const MAX_TRIED: usize = 8;
+
+/// A response with this header says that its endpoint is healthy no more.
+const IMMEDIATE_FAIL: &[u8] = b"x-envoy-immediate-health-check-fail";
 
 /// Time to connect of a pause: the pause's own timer ends it.
 const PAUSE: u64 = 86_400_000;
@@ -121,7 +125,7 @@ unsafe fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t
             // Plain nginx: no route was asked, the upstream names the cluster.
             (*ctx).set_cluster(conf.cluster);
             if let Some(mut picked) = (*ctx).picked.take() {
-                lb::end(&mut picked, false, false);
+                lb::end(&mut picked, Outcome::Unknown);
             }
         }
         let peer: *mut Peer = nginx::pool_zeroed((*r).pool);
@@ -188,11 +192,11 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
         ctx.attempts += 1;
         peer.picked = picked;
         if timer::begin_try(r, ctx, ctx.attempts == 1).is_none() || (ctx.attempts > 1 && again(r, ctx).is_none()) {
-            lb::end(&mut peer.picked, true, false);
+            lb::end(&mut peer.picked, Outcome::Unknown);
             return ERROR;
         }
         let Some(name) = peer.picked.text((*r).pool) else {
-            lb::end(&mut peer.picked, true, false);
+            lb::end(&mut peer.picked, Outcome::Unknown);
             return ERROR;
         };
         peer.name = name;
@@ -242,12 +246,19 @@ unsafe fn free(pc: &mut ngx_peer_connection_t, peer: &mut Peer, state: ngx_uint_
         if peer.busy {
             peer.busy = false;
             let connected = !c.is_null() && ((*u).request_sent() != 0 || pc.cached() != 0);
-            lb::end(&mut peer.picked, failed, connected);
+            if peer.picked.checked && header(u, IMMEDIATE_FAIL).is_some() {
+                lb::fail_health_check(&peer.picked);
+            }
+            let outcome = outcome(u, pc, peer, ctx, failed.then_some(connected));
+            lb::end(&mut peer.picked, outcome);
             if failed {
                 let retried = tries_again(pc, peer, ctx, connected);
                 tuned(u, ctx, peer.picked.connect_timeout, retried);
             } else if !c.is_null() {
                 cut_short(u, ctx, c);
+            }
+            if peer.retry.is_none() {
+                lb::end_retry(&mut ctx.retry);
             }
         }
         if !c.is_null() && pool::reusable(u, c, failed) {
@@ -278,6 +289,57 @@ unsafe fn cut_short(u: *mut ffi::ngx_http_upstream_t, ctx: &mut Ctx, c: *mut ffi
             _ => return,
         };
         ctx.flags = ctx.flags.with(flag);
+    }
+}
+
+/// How a try ended, for outlier detection. `failed`: nginx takes it for failed, and whether there was a connection.
+unsafe fn outcome(
+    u: *mut ffi::ngx_http_upstream_t,
+    pc: &ngx_peer_connection_t,
+    peer: &Peer,
+    ctx: &Ctx,
+    failed: Option<bool>,
+) -> Outcome {
+    // SAFETY: promised by the caller: the upstream of a try that ends.
+    unsafe {
+        let status = (*u).headers_in.status_n as u16;
+        let connected = match failed {
+            // A response that came, also one that is not taken since there is another try.
+            _ if status != 0 && (failed.is_none() || peer.retry.is_some()) => return answered(u, ctx, status),
+            None => return Outcome::Unknown,
+            Some(connected) => connected,
+        };
+        let c = pc.connection.as_ref();
+        let timed_out = c.is_some_and(|c| (*c.read).timedout() != 0 || (*c.write).timedout() != 0);
+        match ctx.expired {
+            // A kept connection that had ended meanwhile.
+            Expired::No if connected && pc.cached() != 0 && !timed_out => Outcome::Unknown,
+            Expired::No if timed_out => Outcome::Timeout { connected },
+            Expired::No if connected => Outcome::Reset,
+            Expired::No => Outcome::ConnectFailure,
+            Expired::PerTry | Expired::Global => Outcome::Timeout { connected },
+            Expired::Stream | Expired::Idle => Outcome::Unknown,
+        }
+    }
+}
+
+/// The outcome of a response: of gRPC its own status counts, where it stands in the head.
+unsafe fn answered(u: *mut ffi::ngx_http_upstream_t, ctx: &Ctx, status: u16) -> Outcome {
+    if !ctx.grpc {
+        return Outcome::Status(status);
+    }
+    // SAFETY: as above.
+    let own = unsafe { header(u, b"grpc-status").and_then(|value| nginx::text(value).parse().ok()) };
+    own.map_or(Outcome::Status(status), Outcome::grpc)
+}
+
+/// A header of the upstream's response.
+unsafe fn header(u: *mut ffi::ngx_http_upstream_t, name: &[u8]) -> Option<ngx_str_t> {
+    // SAFETY: promised by the caller: a live upstream.
+    unsafe {
+        headers(&raw mut (*u).headers_in.headers)
+            .find(|h| nginx::bytes(h.key).eq_ignore_ascii_case(name))
+            .map(|h| h.value)
     }
 }
 

@@ -37,9 +37,11 @@ impl Flags {
     pub const NO_CLUSTER: Flags = Flags::one(12);
     /// Not a flag of Envoy's, hence a word: configuration that is not supported and cannot be left out.
     pub const REFUSED: Flags = Flags::one(13);
+    /// `UO`: the cluster has no room for more.
+    pub const UPSTREAM_OVERFLOW: Flags = Self::one(14);
 
-    const NAMES: [&'static str; 13] =
-        ["UH", "UT", "UF", "UC", "NR", "DI", "FI", "DC", "URX", "SI", "UPE", "NC", "REFUSED"];
+    const NAMES: [&'static str; 14] =
+        ["UH", "UT", "UF", "UC", "NR", "DI", "FI", "DC", "URX", "SI", "UPE", "NC", "REFUSED", "UO"];
 
     const fn one(number: u8) -> Flags {
         Flags([number, 0, 0, 0, 0, 0, 0, 0])

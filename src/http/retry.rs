@@ -9,6 +9,7 @@ use super::peer::Peer;
 use super::reply::Flags;
 use super::timer;
 use crate::guard::guard;
+use crate::lb;
 use crate::nginx::{self, pool_str, AGAIN, EMPTY, ERROR, OK};
 use crate::zone;
 use amesh_dataplane::retry;
@@ -284,11 +285,19 @@ impl Peer {
                 return false;
             }
             let random = zone::with_worker(|worker| worker.pin().1.random()).unwrap_or(0);
+            // This try is one of those under way no more.
+            lb::end_retry(&mut ctx.retry);
             match ctx.retries.next(random) {
-                Some(ms) => {
-                    self.retry = Some(ms);
-                    true
-                }
+                Some(ms) => match lb::begin_retry(&ctx.upstream()) {
+                    Ok(retry) => {
+                        (ctx.retry, self.retry) = (retry, Some(ms));
+                        true
+                    }
+                    Err(reason) => {
+                        ctx.flags = ctx.flags.with(reason.flags());
+                        false
+                    }
+                },
                 None => {
                     ctx.flags = ctx.flags.with(Flags::RETRY_LIMIT);
                     false

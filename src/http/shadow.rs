@@ -7,7 +7,7 @@ use super::ctx::Ctx;
 use super::forward::Seen;
 use super::head::Head;
 use crate::guard::guard;
-use crate::lb::{self, Picked, Upstream};
+use crate::lb::{self, Outcome, Picked, Unit, Upstream};
 use crate::nginx::{self, pool_str, AGAIN, EMPTY, ERROR, OK};
 use crate::zone;
 use amesh_dataplane::route::{Forward, RequestHead};
@@ -95,7 +95,9 @@ pub unsafe fn send(r: *mut ngx_http_request_t, ctx: &mut Ctx) {
             let cluster = nginx::text(shadow.cluster);
             let hash = zone::hash(Kind::Cluster, cluster.as_bytes());
             // An endpoint that is not there, or does not take it, is nobody's business.
-            if let Ok(picked) = lb::pick(&Upstream { cluster, hash, original_dst: ctx.original_dst }, &[]) {
+            if let Ok(picked) =
+                lb::pick(&Upstream { cluster, hash, original_dst: ctx.original_dst, unit: Unit::Request }, &[])
+            {
                 Flight::start(picked, bytes, timeout);
             }
         }
@@ -221,7 +223,12 @@ impl Flight {
                 ffi::ngx_close_connection(self.peer.connection);
             }
         }
-        lb::end(&mut self.picked, failed, self.sent > 0);
+        let outcome = match (failed, self.sent > 0) {
+            (false, _) => Outcome::Unknown,
+            (true, true) => Outcome::Reset,
+            (true, false) => Outcome::ConnectFailure,
+        };
+        lb::end(&mut self.picked, outcome);
     }
 }
 

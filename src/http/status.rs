@@ -6,6 +6,9 @@ use crate::nginx::{self, pool_str, CONF_ERROR, CONF_OK, EMPTY, ERROR};
 use crate::zone;
 use amesh_model::address::ArchivedAddress;
 use amesh_model::endpoint::ArchivedHealthStatus;
+use amesh_model::vitals::{
+    ClusterVitals, EndpointVitals, RuntimeHealth, CHECKED, DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC, FAILED_OUTLIER_CHECK,
+};
 use amesh_model::Kind;
 use ngx::ffi::{self, ngx_command_t, ngx_conf_t, ngx_http_request_t, ngx_int_t};
 use serde_json::{json, Value};
@@ -108,20 +111,31 @@ fn cluster(pin: &zone::Pin<'_>, name: &str) -> Value {
     let mut endpoints = Vec::new();
     for locality in pin.endpoint_set(name).iter().flat_map(|set| set.localities.iter()) {
         for endpoint in locality.endpoints.iter() {
+            let said = match endpoint.health {
+                ArchivedHealthStatus::Healthy => RuntimeHealth::Healthy,
+                ArchivedHealthStatus::Degraded => RuntimeHealth::Degraded,
+                ArchivedHealthStatus::Unhealthy => RuntimeHealth::Unhealthy,
+            };
             let mut entry = json!({
                 "address": address(&endpoint.address),
                 "weight": endpoint.weight.to_native(),
                 "priority": locality.priority.to_native(),
-                "health": match endpoint.health {
-                    ArchivedHealthStatus::Healthy => "healthy",
-                    ArchivedHealthStatus::Degraded => "degraded",
-                    ArchivedHealthStatus::Unhealthy => "unhealthy",
-                },
+                "health": health_name(said),
             });
             if let Some(reason) = endpoint.refuse.as_ref() {
                 entry["refused"] = Value::from(reason.as_str());
             }
             if let Some(cell) = pin.cell(endpoint.cell.to_native()) {
+                let vitals = EndpointVitals(&cell.words);
+                let flags = vitals.flags();
+                if found.health_check.is_some() {
+                    entry["active_health_check"] = Value::from(checked(flags));
+                }
+                if found.outlier_detection.is_some() {
+                    entry["ejected"] = Value::from(flags & FAILED_OUTLIER_CHECK != 0);
+                    entry["ejections"] = Value::from(vitals.ejections());
+                }
+                entry["health"] = Value::from(health_name(said.max(vitals.health())));
                 entry["rq_active"] = Value::from(cell.rq_active.load(Ordering::Relaxed));
                 entry["rq_total"] = Value::from(cell.rq_total.load(Ordering::Relaxed));
                 entry["rq_error"] = Value::from(cell.rq_error.load(Ordering::Relaxed));
@@ -135,9 +149,34 @@ fn cluster(pin: &zone::Pin<'_>, name: &str) -> Value {
         entry["refused"] = Value::from(reason.as_str());
     }
     if let Some(cell) = pin.cell(found.cell.to_native()) {
+        let vitals = ClusterVitals(&cell.words);
         entry["rq_total"] = Value::from(cell.rq_total.load(Ordering::Relaxed));
+        // Counted where the cluster has limits.
+        entry["rq_active"] = Value::from(cell.rq_active.load(Ordering::Relaxed));
+        entry["cx_active"] = Value::from(cell.cx_active.load(Ordering::Relaxed));
+        entry["rq_retry_active"] = Value::from(cell.rq_retry_active.load(Ordering::Relaxed));
+        entry["runtime_unhealthy"] = Value::from(vitals.unhealthy());
+        entry["ejected"] = Value::from(vitals.ejected());
     }
     entry
+}
+
+fn health_name(health: RuntimeHealth) -> &'static str {
+    match health {
+        RuntimeHealth::Healthy => "healthy",
+        RuntimeHealth::Degraded => "degraded",
+        RuntimeHealth::Unhealthy => "unhealthy",
+    }
+}
+
+/// What active checks found.
+fn checked(flags: u32) -> &'static str {
+    match flags {
+        f if f & CHECKED == 0 => "pending",
+        f if f & FAILED_ACTIVE_HC != 0 => "failed",
+        f if f & DEGRADED_ACTIVE_HC != 0 => "degraded",
+        _ => "passed",
+    }
 }
 
 fn address(address: &ArchivedAddress) -> String {
@@ -184,6 +223,9 @@ fn metrics() -> String {
             let status = cluster(&pin, name);
             let label = |extra: &str| format!("{{cluster=\"{}\"{extra}}}", name.replace(['"', '\\', '\n'], "_"));
             line("cluster_upstream_rq_total", &label(""), status["rq_total"].as_u64().unwrap_or(0));
+            for key in ["runtime_unhealthy", "ejected"] {
+                line(&format!("cluster_{key}"), &label(""), status[key].as_u64().unwrap_or(0));
+            }
             for endpoint in status["endpoints"].as_array().into_iter().flatten() {
                 let labels = label(&format!(",endpoint=\"{}\"", endpoint["address"].as_str().unwrap_or("")));
                 for key in ["rq_active", "rq_total", "rq_error", "cx_connect_fail"] {

@@ -3,7 +3,7 @@
 use crate::guard::guard;
 use crate::http::capture::Captured;
 use crate::http::reply::Flags;
-use crate::lb::{self, Picked, Upstream};
+use crate::lb::{self, Outcome, Picked, Unit, Upstream};
 use crate::nginx::{self, pool_str, AGAIN, EMPTY, ERROR, OK};
 use crate::zone;
 use amesh_dataplane::lb::weighted_pick;
@@ -184,7 +184,12 @@ unsafe fn connect(ctx: &mut Ctx) {
         let c = (*ctx.session).connection;
         let original_dst = ctx.captured.as_ref().map(|captured| captured.destination);
         while ctx.tries < destination.attempts {
-            let upstream = Upstream { cluster: nginx::text(destination.cluster), hash: destination.hash, original_dst };
+            let upstream = Upstream {
+                cluster: nginx::text(destination.cluster),
+                hash: destination.hash,
+                original_dst,
+                unit: Unit::Connection,
+            };
             let tried = ctx.tried;
             let picked = match lb::pick(&upstream, &tried[..(ctx.tries as usize).min(MAX_TRIED)]) {
                 Ok(picked) => picked,
@@ -229,7 +234,7 @@ unsafe fn connect(ctx: &mut Ctx) {
                     return;
                 }
                 ERROR => return end(ctx, ffi::NGX_STREAM_INTERNAL_SERVER_ERROR),
-                _ => failed(ctx),
+                _ => failed(ctx, Outcome::ConnectFailure),
             }
         }
         ctx.flags = ctx.flags.with(Flags::UPSTREAM_FAILURE);
@@ -238,11 +243,11 @@ unsafe fn connect(ctx: &mut Ctx) {
 }
 
 /// A try to connect has failed.
-unsafe fn failed(ctx: &mut Ctx) {
+unsafe fn failed(ctx: &mut Ctx, outcome: Outcome) {
     // SAFETY: see connect.
     unsafe {
         if let Some(picked) = ctx.picked.as_mut() {
-            lb::end(picked, true, false);
+            lb::end(picked, outcome);
         }
         ctx.picked = None;
         close_upstream(ctx);
@@ -266,7 +271,8 @@ extern "C" fn on_connect(ev: *mut ngx_event_t) {
         if (*ev).timedout() == 0 && socket_error((*u).fd) == 0 {
             return connected(ctx);
         }
-        failed(ctx);
+        let timed_out = (*ev).timedout() != 0;
+        failed(ctx, if timed_out { Outcome::Timeout { connected: false } } else { Outcome::ConnectFailure });
         connect(ctx);
     });
 }
@@ -290,6 +296,9 @@ unsafe fn connected(ctx: &mut Ctx) {
     unsafe {
         let u = ctx.peer.connection;
         ctx.connected = true;
+        if let Some(picked) = &ctx.picked {
+            lb::report(picked, Outcome::Connected);
+        }
         if (*(*u).write).timer_set() != 0 {
             ffi::ngx_del_timer((*u).write);
         }
@@ -409,7 +418,7 @@ unsafe fn end(ctx: &mut Ctx, code: u32) {
             ffi::ngx_del_timer(&mut ctx.life);
         }
         if let Some(mut picked) = ctx.picked.take() {
-            lb::end(&mut picked, false, true);
+            lb::end(&mut picked, Outcome::Unknown);
         }
         close_upstream(ctx);
         super::finalize(ctx.session, status(code));

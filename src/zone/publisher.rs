@@ -4,11 +4,14 @@ use super::{layout_hash, Alias};
 use crate::listening;
 use amesh_model::address::Address;
 use amesh_model::cluster::Cluster;
+use amesh_model::vitals::{ClusterVitals, EndpointVitals};
 use amesh_shm::{Error, Writer};
 use amesh_xds::engine::{PublishError, Publisher as Publish};
+use amesh_xds::health::Vitals;
 use amesh_xds::store::{Batch, Item, Value};
 use rkyv::rancor::Error as ArchiveError;
 use rkyv::util::AlignedVec;
+use std::sync::atomic::Ordering;
 
 /// Kind of the slot that holds the thread's status as JSON; not one of the model's.
 pub const STATUS_KIND: u8 = 255;
@@ -37,13 +40,13 @@ impl Publisher {
             Value::RouteTable(v) => rkyv::to_bytes::<ArchiveError>(v),
             Value::ListenerIndex(v) => rkyv::to_bytes::<ArchiveError>(v),
             Value::Cluster(v) => {
-                let v = Cluster { cell: self.cell(&mut cells, &[b"cluster/", v.name.as_bytes()])?, ..v.clone() };
+                let v = Cluster { cell: self.cell(&mut cells, &cluster_key(&v.name))?, ..v.clone() };
                 rkyv::to_bytes::<ArchiveError>(&v)
             }
             Value::EndpointSet(v) => {
                 let mut v = v.clone();
                 for endpoint in v.localities.iter_mut().flat_map(|l| &mut l.endpoints) {
-                    endpoint.cell = self.endpoint_cell(&mut cells, &v.cluster, &endpoint.address)?;
+                    endpoint.cell = self.cell(&mut cells, &endpoint_key(&v.cluster, &endpoint.address))?;
                 }
                 rkyv::to_bytes::<ArchiveError>(&v)
             }
@@ -51,12 +54,8 @@ impl Publisher {
         Ok((bytes.map_err(|e| PublishError::Other(format!("{}: {e}", item.name)))?, cells))
     }
 
-    fn endpoint_cell(&mut self, cells: &mut Vec<u32>, cluster: &str, to: &Address) -> Result<u32, PublishError> {
-        self.cell(cells, &[b"endpoint/", cluster.as_bytes(), b"/", to.to_string().as_bytes()])
-    }
-
-    fn cell(&mut self, cells: &mut Vec<u32>, key: &[&[u8]]) -> Result<u32, PublishError> {
-        let cell = self.writer.cell(&key.concat()).map_err(error)?;
+    fn cell(&mut self, cells: &mut Vec<u32>, key: &[u8]) -> Result<u32, PublishError> {
+        let cell = self.writer.cell(key).map_err(error)?;
         cells.push(cell);
         Ok(cell)
     }
@@ -81,6 +80,34 @@ fn error(e: Error) -> PublishError {
             PublishError::Full { needed: needed as u64, available: available as u64 }
         }
         e => PublishError::Other(e.to_string()),
+    }
+}
+
+/// Key of a cluster's cell.
+fn cluster_key(cluster: &str) -> Vec<u8> {
+    [b"cluster/", cluster.as_bytes()].concat()
+}
+
+/// Key of an endpoint's cell.
+fn endpoint_key(cluster: &str, to: &Address) -> Vec<u8> {
+    [b"endpoint/", cluster.as_bytes(), b"/", to.to_string().as_bytes()].concat()
+}
+
+impl Vitals for Publisher {
+    fn cluster(&self, cluster: &str) -> Option<ClusterVitals<'_>> {
+        Some(ClusterVitals(&self.writer.find_cell(&cluster_key(cluster))?.words))
+    }
+
+    fn endpoint(&self, cluster: &str, endpoint: &Address) -> Option<EndpointVitals<'_>> {
+        Some(EndpointVitals(&self.writer.find_cell(&endpoint_key(cluster, endpoint))?.words))
+    }
+
+    fn had_traffic(&self, cluster: &str) -> bool {
+        self.writer.find_cell(&cluster_key(cluster)).is_some_and(|c| c.rq_total.load(Ordering::Relaxed) > 0)
+    }
+
+    fn clock(&self) -> u32 {
+        super::clock()
     }
 }
 

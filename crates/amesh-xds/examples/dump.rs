@@ -28,6 +28,8 @@ struct Printer {
     values: bool,
 }
 
+impl amesh_xds::health::Vitals for Printer {}
+
 impl Publisher for Printer {
     fn publish(&mut self, batch: &Batch) -> Result<(), PublishError> {
         println!(

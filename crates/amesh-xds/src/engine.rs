@@ -19,6 +19,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+use crate::health::Vitals;
 use crate::store::Batch;
 use crossbeam_channel::Sender;
 
@@ -62,7 +63,7 @@ pub enum PublishError {
 }
 
 /// Where batches go: a zone.
-pub trait Publisher {
+pub trait Publisher: Vitals {
     /// Publishes a whole batch, or nothing of it.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ pub mod ads;
 pub mod descriptor;
 pub mod dns;
 pub mod engine;
+pub mod health;
 pub mod node;
 pub mod persist;
 mod readiness;

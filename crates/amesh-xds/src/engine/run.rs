@@ -6,6 +6,7 @@ use super::world::{now, World};
 use super::{Command, Config, ConfigError, Level, Log, PublishError, Publisher, Source};
 use crate::ads::{short_name, Apply, Rejected, Resource, TYPES};
 use crate::dns::{Answered, Refresher, Resolver};
+use crate::health::Schedule;
 use crate::persist;
 use crate::source::{Changes, FileError, Files, Watch};
 use crate::transport::{Event, Link};
@@ -97,6 +98,7 @@ struct Running {
     dns: Refresher,
     answers: UnboundedReceiver<Answered>,
     dns_generation: u64,
+    checks: Schedule,
     next_tick: Instant,
     /// When the snapshot is due, and when it is at the latest.
     save: Option<(Instant, Instant)>,
@@ -222,6 +224,11 @@ impl<P: Publisher, L: Log> Engine<P, L> {
                 },
                 event = running.feed.next() => self.on_event(event, &mut running).await,
                 Some(answered) = running.answers.recv() => self.on_answer(answered),
+                (id, result) = running.checks.next() => {
+                    if let Some(after) = self.world.on_checked(id, &result) {
+                        running.checks.again(id, after);
+                    }
+                }
                 () = tokio::time::sleep_until(due) => self.on_timer(&mut running),
             }
             (self.world.gate)();
@@ -235,7 +242,11 @@ impl<P: Publisher, L: Log> Engine<P, L> {
         let next_tick = Instant::now() + TICK;
         // What was restored needs no saving; what comes from now on does.
         let seen_changes = self.world.changes;
-        Running { feed, resolver, dns, answers, dns_generation: 0, next_tick, save: None, seen_changes }
+        self.world.health.set_mark(self.config.mark);
+        // What an earlier run was doing is gone with it.
+        self.world.health.restart_all();
+        let checks = Schedule::default();
+        Running { feed, resolver, dns, answers, dns_generation: 0, checks, next_tick, save: None, seen_changes }
     }
 
     /// The source that the configuration names.
@@ -296,6 +307,7 @@ impl<P: Publisher, L: Log> Engine<P, L> {
             running.resolver = Resolver::new(config.mark);
             (running.dns, running.answers) = Refresher::new(running.resolver.clone());
             running.dns_generation = 0;
+            self.world.health.set_mark(config.mark);
         }
         if before.snapshot() != config.snapshot() {
             // The new place has nothing yet.
@@ -332,6 +344,7 @@ impl<P: Publisher, L: Log> Engine<P, L> {
             self.unresolved.retain(|host, _| names.iter().any(|n| n.host == *host));
             running.dns.set(names);
         }
+        running.checks.apply(self.world.health.take_changes());
         if running.seen_changes != self.world.changes {
             running.seen_changes = self.world.changes;
             self.dirty = true;
@@ -347,7 +360,7 @@ impl<P: Publisher, L: Log> Engine<P, L> {
         let warm =
             self.world.store.warm_deadline().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now())));
         let save = running.save.map(|(due, latest)| due.min(latest).max(self.rest));
-        [warm, save].into_iter().flatten().fold(running.next_tick, Instant::min)
+        [warm, save, self.world.health.next_interval()].into_iter().flatten().fold(running.next_tick, Instant::min)
     }
 
     fn on_timer(&mut self, running: &mut Running) {
@@ -356,6 +369,7 @@ impl<P: Publisher, L: Log> Engine<P, L> {
             running.save = None;
             self.save();
         }
+        self.world.end_intervals();
         if running.next_tick <= at {
             running.next_tick = at + TICK;
             self.world.tick();

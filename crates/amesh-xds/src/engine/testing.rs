@@ -70,6 +70,8 @@ impl Drop for Handle {
     }
 }
 
+impl Vitals for Handle {}
+
 impl Publisher for Handle {
     fn publish(&mut self, batch: &Batch) -> Result<(), PublishError> {
         let mut seen = self.0 .0.lock().unwrap();

@@ -2,10 +2,11 @@
 
 use super::{Level, Log, PublishError, Publisher};
 use crate::ads::{Apply, Rejected, Resource};
+use crate::health::{Checked, Health, Vitals};
 use crate::store::{Batch, Names, NamesChange, Saved, Store, Type};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Resources that are translated between two openings of the fork gate.
 const AT_A_TIME: usize = 32;
@@ -76,6 +77,10 @@ impl<P: Publisher> Zone<P> {
     }
 }
 
+fn vitals<P: Publisher>(zones: &[Zone<P>]) -> Vec<&dyn Vitals> {
+    zones.iter().map(|z| &z.publisher as &dyn Vitals).collect()
+}
+
 /// What came later goes before what came first.
 fn merge(mut first: Batch, later: &Batch) -> Batch {
     let put: BTreeSet<_> = later.put.iter().map(|i| (i.kind as u8, i.name.as_str())).collect();
@@ -99,6 +104,7 @@ fn merge(mut first: Batch, later: &Batch) -> Batch {
 pub(super) struct World<P, L> {
     pub(super) store: Store,
     zones: Vec<Zone<P>>,
+    pub(super) health: Health,
     pub(super) log: L,
     pub(super) gate: Box<dyn FnMut() + Send>,
     /// Counts what changed; who keeps a copy compares.
@@ -114,6 +120,7 @@ impl<P: Publisher, L: Log> World<P, L> {
         World {
             store: Store::new(),
             zones: vec![Zone::new(publisher)],
+            health: Health::default(),
             log,
             gate: Box::new(|| {}),
             changes: 0,
@@ -133,6 +140,9 @@ impl<P: Publisher, L: Log> World<P, L> {
             result = zone.publish(batch.as_ref(), &self.log);
         }
         self.published |= result.is_ok();
+        if let Some(batch) = &batch {
+            self.health.follow(batch, &vitals(&self.zones));
+        }
         result
     }
 
@@ -140,6 +150,9 @@ impl<P: Publisher, L: Log> World<P, L> {
     pub(super) fn add_zone(&mut self, publisher: P) -> Result<(), PublishError> {
         let mut zone = Zone::new(publisher);
         let result = zone.publish(self.store.everything(now()).as_ref(), &self.log);
+        if let Some(newest) = self.zones.last() {
+            self.health.carry_over(&newest.publisher, &zone.publisher);
+        }
         self.zones.push(zone);
         result
     }
@@ -154,6 +167,17 @@ impl<P: Publisher, L: Log> World<P, L> {
             i += 1;
             i - 1 == newest || zone.publisher.is_read()
         });
+        self.health.tick(&vitals(&self.zones), &self.log);
+    }
+
+    /// Takes the result of a health check in; when the next one is due.
+    pub(super) fn on_checked(&mut self, id: u64, result: &Checked) -> Option<Duration> {
+        self.health.on_result(id, result, &vitals(&self.zones), &self.log)
+    }
+
+    /// Ends the intervals of outlier detection that are over.
+    pub(super) fn end_intervals(&mut self) {
+        self.health.intervals(&vitals(&self.zones));
     }
 
     pub(super) fn tell_status(&mut self, json: &str) {
