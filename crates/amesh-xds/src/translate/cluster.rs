@@ -410,7 +410,7 @@ fn explicit_options(
     } = o;
     ignored!(notes, "TLS is not spoken to endpoints"; upstream_http_protocol_options);
     ignored!(notes, "headers are validated as nginx does"; header_validation_config);
-    ignored!(notes, "endpoints are not ejected"; outlier_detection);
+    ignored!(notes, "statuses from 500 on count as failures, no others"; outlier_detection);
     ignored!(notes, "requests are not mirrored"; request_mirror_policies);
     ignored!(notes, "a request is hashed as its route or the balancing policy says"; hash_policy);
     ignored!(notes, "retries are those that the route asks for"; retry_policy);
@@ -472,7 +472,7 @@ fn common_lb(l: &pb::cluster::CommonLbConfig, notes: &mut Notes) -> Result<(u8, 
         override_host_status,
         locality_config_specifier,
     } = l;
-    ignored!(notes, "endpoints are not probed"; ignore_new_hosts_until_first_hc, override_host_status);
+    ignored!(notes, "an endpoint that waits for its first check is one like any other that is unhealthy"; ignore_new_hosts_until_first_hc, override_host_status);
     ignored!(notes, "connections are kept"; close_connections_on_host_set_change);
     let (weighted, fails) = match locality_config_specifier {
         None => (false, false),
