@@ -81,7 +81,9 @@ def endpoint(addresses, one):
 
 def cluster(addresses, name, spec):
     """A cluster from a list of endpoints, or from a whole Cluster with `endpoints`: such a list, or localities with `lb_endpoints`."""
-    spec = {"endpoints": spec} if isinstance(spec, list) else dict(spec)
+    # Cases run at once, and Envoy retries three requests of a cluster at a time unless it is told otherwise.
+    plain = {"circuit_breakers": {"thresholds": [{"max_retries": 1000}]}}
+    spec = {"endpoints": spec, **plain} if isinstance(spec, list) else dict(spec)
     localities = spec.pop("endpoints", [])
     if not all(isinstance(one, dict) and "lb_endpoints" in one for one in localities):
         localities = [{"lb_endpoints": localities}] if localities else []

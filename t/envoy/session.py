@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-import time
+import pathlib
 
 import judge
 import mesh
@@ -12,17 +12,20 @@ import upstream
 
 # Cases that run at once: those that wait shall not add up, and two cores shall do.
 AT_ONCE = 12
+HERE = pathlib.Path(__file__).resolve().parent
 
 
 @contextlib.contextmanager
-def started(cases, rds=()):
-    """Both subjects, up: (addresses, subjects, ports of the cases) with a listener for each case, and one for each name in `rds`, its table to come."""
+def started(cases, managers=None):
+    """Both subjects, up: (addresses, subjects, ports) with a listener for each case, and one for each of these connection managers,
+    whose route tables are put there later."""
+    managers = managers or {}
     addresses = mesh.Addresses()
     other = subjects.Twin if os.environ.get("AMESH_ENVOY_CONTROL") else subjects.Nginx
     both = []
     try:
         both += [subjects.Envoy(addresses.envoy), other(addresses.nginx)]
-        ports = {name: next(addresses.ports) for name in [*(case["id"] for case in cases), *rds]}
+        ports = {name: next(addresses.ports) for name in [*(case["id"] for case in cases), *managers]}
         clusters = dict(mesh.CLUSTERS)
         for case in cases:
             twice = clusters.keys() & case.get("clusters", {}).keys()
@@ -30,10 +33,12 @@ def started(cases, rds=()):
             clusters.update(case.get("clusters", {}))
         for subject in both:
             listeners = [
-                mesh.listener(case["id"], subject.address, ports[case["id"]], subject.log, case, {"route_config": mesh.table(case, case["id"])})
+                mesh.listener(case["id"], subject.address, ports[case["id"]], subject.log.path, case, {"route_config": mesh.table(case, case["id"])})
                 for case in cases
             ]
-            listeners += [mesh.listener(name, subject.address, ports[name], subject.log, {}, subject.rds(name)) for name in rds]
+            for name, fields in managers.items():
+                subject.put_table({"name": name, "virtual_hosts": []})
+                listeners.append(mesh.listener(name, subject.address, ports[name], subject.log.path, fields, subject.rds(name)))
             subject.start(listeners, [mesh.cluster(addresses, name, spec) for name, spec in clusters.items()])
         yield addresses, both, ports
     except BaseException:
@@ -50,12 +55,7 @@ def run(cases):
     """{case id: [(request, of Envoy, of nginx)]}, and the lines that the subjects said of what they did not take."""
     with started(cases) as (addresses, both, ports):
         results = asyncio.run(run_all(cases, addresses, both, ports))
-        sides = [side for found in results.values() for _, *both_sides in found for side in both_sides if "id" in side]
-        for subject in both:
-            own = {side["id"]: side for side in sides if side["subject"] == subject.name}
-            for test_id, entries in wait_for_log(subject, own.keys()).items():
-                if test_id in own:
-                    own[test_id]["log"] = entries[-1]
+        subjects.add_logs(both, [side for found in results.values() for _, *sides in found for side in sides])
         died = [line for line in both[1].rejected().splitlines() if "exited on signal" in line]
         assert not died, f"a worker of nginx died: {died}"
         return results, [line for subject in both for line in subject.rejected().splitlines()]
@@ -72,11 +72,3 @@ async def run_all(cases, addresses, both, ports):
             return case["id"], await running.case(case, ports[case["id"]])
 
     return dict(await asyncio.gather(*map(one, cases)))
-
-
-def wait_for_log(subject, ids):
-    """The log, once it has all of these or stands still."""
-    end = time.monotonic() + 3
-    while not ids <= (lines := subjects.log_lines(subject.log)).keys() and time.monotonic() < end:
-        time.sleep(0.1)
-    return lines

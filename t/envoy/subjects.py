@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 
 import mesh
@@ -16,13 +17,35 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import amesh
 
 
-def log_lines(path):
-    """The entries of an access log by the test's id; only what is named is there."""
-    entries = {}
-    for line in path.read_text().splitlines():
-        entry = {key: str(value) for key, value in json.loads(line).items() if value not in (None, "-", "")}
-        entries.setdefault(entry.pop("id", None), []).append(entry)
-    return entries
+class Log:
+    """An access log that is read as it grows."""
+
+    def __init__(self, path):
+        self.path, self.at = path, 0
+        path.touch()
+
+    def new(self):
+        """{test's id: entry} of the lines since the last time; only what is named is there."""
+        with open(self.path, "rb") as file:
+            file.seek(self.at)
+            whole = file.read().rpartition(b"\n")[0]
+        self.at += len(whole) + bool(whole)
+        entries = [json.loads(line) for line in whole.splitlines()]
+        return {entry.get("id"): {k: str(v) for k, v in entry.items() if k != "id" and v not in (None, "-", "")} for entry in entries}
+
+
+def add_logs(both, sides, seconds=3):
+    """Gives each thing that came of a request its line of the access log, if there is one after so many seconds."""
+    end = time.monotonic() + seconds
+    for subject in both:
+        waiting = {side["id"]: side for side in sides if side.get("subject") == subject.name}
+        while waiting:
+            for test_id, entry in subject.log.new().items():
+                if test_id in waiting:
+                    waiting.pop(test_id)["log"] = entry
+            if time.monotonic() > end:
+                break
+            time.sleep(0.005)
 
 
 class Envoy:
@@ -35,8 +58,7 @@ class Envoy:
         self.binary = binary or os.environ["ENVOY"]
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="amesh-envoy-"))
         self.admin = amesh.free_port()
-        self.log = self.dir / "access.log"
-        self.log.touch()
+        self.log = Log(self.dir / "access.log")
         self.process = None
 
     def rds(self, name):
@@ -63,7 +85,7 @@ class Envoy:
         }
         (self.dir / "envoy.json").write_text(json.dumps(conf))
         command = [self.binary, "-c", self.dir / "envoy.json", "--concurrency", "1", "--disable-hot-restart"]
-        command += ["-l", "warning", "--file-flush-interval-msec", "50"]
+        command += ["-l", "warning", "--file-flush-interval-msec", "20"]
         with open(self.dir / "log", "w") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
         amesh.until(self.ready, 30, "the start of Envoy")
@@ -111,8 +133,7 @@ class Nginx:
     def __init__(self, address):
         self.address = address
         self.nginx = amesh.Nginx(zone="64m")
-        self.log = self.nginx.dir / "judge.log"
-        self.log.touch()
+        self.log = Log(self.nginx.dir / "judge.log")
 
     def rds(self, name):
         return {"rds": {"route_config_name": name, "config_source": {"ads": {}}}}
@@ -130,7 +151,7 @@ class Nginx:
         listens = "\n".join(f"listen {self.address}:{port};" for port in ports)
         self.nginx.http = f"""
 log_format judge escape=json '{mesh.NGINX_LOG}';
-access_log {self.log} judge;
+access_log {self.log.path} judge;
 server {{
     {listens}
     amesh outbound;
