@@ -433,7 +433,10 @@ unsafe fn prepare(seen: &Seen<'_>, ctx: &mut Ctx, decision: &Decision<'_>) -> Op
         arm = forward.arm;
         ctx.set_cluster(pool_str(pool, forward.cluster.as_bytes())?);
     }
-    ctx.response.edits = ResponseEdits::keep(pool, &levels(seen.table, arm, route, virtual_host))?;
+    // Nobody edits the answer to a plaintext request that must be TLS (`SslRedirectRoute`).
+    if route.is_some() {
+        ctx.response.edits = ResponseEdits::keep(pool, &levels(seen.table, arm, route, virtual_host))?;
+    }
     Some(())
 }
 

@@ -106,6 +106,8 @@ impl FormatContext for Facts<'_> {
             match name {
                 ":path" => Some(Cow::Borrowed(nginx::bytes((*self.request).unparsed_uri))),
                 ":method" => Some(Cow::Borrowed(nginx::bytes((*self.request).method_name))),
+                // A rewrite counts, as that of the path does.
+                ":authority" | "host" if self.ctx.host.len > 0 => Some(Cow::Borrowed(nginx::bytes(self.ctx.host))),
                 ":authority" | "host" => Some(Cow::Borrowed(head::host(self.request).as_bytes())),
                 ":scheme" => Some(Cow::Borrowed(match self.captured {
                     Some(c) if c.tls => b"https".as_slice(),

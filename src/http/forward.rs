@@ -15,7 +15,9 @@ use amesh_dataplane::route::{Forward, RequestHead};
 use amesh_dataplane::timeout;
 use amesh_model::listener::ArchivedHttpConnectionManager;
 use amesh_model::retry::retry_on;
-use amesh_model::route::{ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster};
+use amesh_model::route::{
+    ArchivedHostRewrite, ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster,
+};
 use amesh_model::subset::Criterion;
 use ngx::ffi::ngx_http_request_t;
 use std::net::{IpAddr, SocketAddr};
@@ -188,17 +190,29 @@ pub unsafe fn upstream_request(
         if let Some(host) = edited_host {
             ctx.host = host;
         }
-        if let Some(host) = &forward.host {
-            if let Some(old) = &forward.old_host {
-                if !seen.hcm.suppress_envoy_headers {
-                    edit::set_request_header(r, "x-envoy-original-host", old.as_bytes())?;
-                }
-                if forward.action.append_x_forwarded_host {
-                    let all = match edit::joined_request_header(r, b"x-forwarded-host") {
-                        Some(others) => [&others, ",", old.as_str()].concat(),
-                        None => old.clone(),
-                    };
-                    edit::set_request_header(r, "x-forwarded-host", all.as_bytes())?;
+        let of_arm = forward.arm.map(|arm| arm.host_rewrite_literal.as_str()).filter(|host| !host.is_empty());
+        let of_route = match &forward.action.host_rewrite {
+            ArchivedHostRewrite::None | ArchivedHostRewrite::Auto => None,
+            // As it is now: the edits come first.
+            ArchivedHostRewrite::Header(name) => edit::request_header(r, name.as_bytes())
+                .filter(|host| !host.is_empty())
+                .map(|host| String::from_utf8_lossy(host).into_owned()),
+            _ => forward.host.clone().filter(|host| Some(host.as_str()) != of_arm),
+        };
+        if let Some(host) = of_arm {
+            ctx.host = pool_str(pool, host.as_bytes())?;
+        }
+        if let Some(host) = of_route {
+            let before = if ctx.host.len > 0 { nginx::text(ctx.host) } else { super::head::host(r) };
+            if !seen.hcm.suppress_envoy_headers {
+                edit::set_request_header(r, "x-envoy-original-host", before.as_bytes())?;
+            }
+            if forward.action.append_x_forwarded_host {
+                let others = edit::joined_request_header(r, b"x-forwarded-host").unwrap_or_default();
+                // Once is enough (`Http::Utility::updateAuthority`).
+                if others.rsplit(',').next().map(str::trim) != Some(before) {
+                    let comma = if others.is_empty() { "" } else { "," };
+                    edit::set_request_header(r, "x-forwarded-host", [&others, comma, before].concat().as_bytes())?;
                 }
             }
             ctx.host = pool_str(pool, host.as_bytes())?;

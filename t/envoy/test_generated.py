@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.internal.conjecture import engine
 
 # Shrinking may go on for so many seconds; hypothesis itself allows five minutes.
-engine.MAX_SHRINKING_SECONDS = 25
+engine.MAX_SHRINKING_SECONDS = 45
 
 TABLES = int(os.environ.get("AMESH_ENVOY_TABLES", 60))
 SEED = os.environ.get("AMESH_ENVOY_SEED")
