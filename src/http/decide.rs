@@ -336,7 +336,16 @@ unsafe fn decide(
         prepare(&seen, ctx, &decision)?;
         filters(&seen, &head, tools, ctx, &decision)?;
         if ctx.reply.status == 0 {
-            act(&seen, &head, tools, ctx, decision)?;
+            // A request to a cluster that is not there stays as it is: its headers may be quoted in the response.
+            match &decision {
+                Decision::Forward(forward)
+                    if !ctx.upgrade_refused && pin.cluster(ctx.cluster_hash, &forward.cluster).is_none() =>
+                {
+                    ctx.cluster = EMPTY;
+                    ctx.refuse(forward.action.cluster_not_found_response_code.to_native(), Flags::NO_CLUSTER, "");
+                }
+                _ => act(&seen, &head, tools, ctx, decision)?,
+            }
         }
         if ctx.delay > 0 {
             ctx.stage = Stage::Delay;
