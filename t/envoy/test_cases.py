@@ -1,5 +1,7 @@
 """Every case of cases/, on Envoy and on nginx: no difference but those that are listed."""
 
+import os
+
 import cases
 import expected
 import judge
@@ -35,7 +37,8 @@ def test_same_as_envoy(case, results, known):
 def test_every_listed_difference_is_one(request, known):
     """What no case shows any more must not stand in the documentation."""
     run = {item.callspec.params["case"] for item in request.session.items if item.module is request.module and hasattr(item, "callspec")}
-    if run != CASES.keys():
+    # A part shows only some of them, and a second Envoy none.
+    if run != CASES.keys() or os.environ.get("AMESH_ENVOY_CONTROL"):
         return
     unused = {entry["what"] for entry in known.differences} - known.used
     assert not unused, "no case shows these differences: take them out of differences.yaml"
