@@ -95,10 +95,12 @@ suites-vendored:
 	TEST_NGINX_BINARY=$(VENDORED)/objs/nginx \
 	TEST_NGINX_LOAD_MODULES=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module-1.28.so prove -It/lib t/*.t
 
-# What needs processes, signals, namespaces or control planes.
+# What needs processes, signals, namespaces or control planes. With AGAIN=1 those that fail get a second chance: a machine
+# that others use, too, may have been slow.
+PYTEST_PROCESSES = MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) $(BUILD)/venv/bin/pytest -q t --ignore t/envoy
 processes: $(BUILD)/venv/.done
 	$(MAKE) module PROFILE=test-module
-	MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) $(BUILD)/venv/bin/pytest -q t --ignore t/envoy
+	$(PYTEST_PROCESSES) $(if $(AGAIN),|| { echo "once more, what failed:"; $(PYTEST_PROCESSES) --last-failed; })
 
 $(BUILD)/venv/.done: t/requirements.txt
 	$(PYTHON) -m venv --clear $(BUILD)/venv
