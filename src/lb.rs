@@ -9,7 +9,7 @@ use amesh_dataplane::outlier::Rules;
 use amesh_model::address::{ArchivedAddress, ArchivedIp};
 use amesh_model::cluster::{ArchivedCluster, ArchivedDiscovery, ArchivedUpstreamProtocol};
 use amesh_model::health::ArchivedHealthCheckKind;
-use amesh_model::subset::ArchivedCriterion;
+use amesh_model::subset::{ArchivedCriterion, Criterion};
 use ngx::ffi::{self, ngx_pool_t, ngx_str_t};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
@@ -162,6 +162,37 @@ pub struct Choice<'a> {
     pub host_selection_attempts: u32,
     /// What the route asks of the metadata of endpoints.
     pub metadata_match: &'a [ArchivedCriterion],
+}
+
+/// What a route asks of the metadata of endpoints, in a pool: `Vec<Criterion>` as rkyv wrote it; empty: nothing.
+#[derive(Clone, Copy)]
+pub struct MetadataMatch(ngx_str_t);
+
+impl MetadataMatch {
+    /// Nothing.
+    pub const NONE: MetadataMatch = MetadataMatch(nginx::EMPTY);
+
+    /// Keeps it. `None` when memory is out.
+    pub fn keep(pool: *mut ngx_pool_t, criteria: &[ArchivedCriterion]) -> Option<MetadataMatch> {
+        if criteria.is_empty() {
+            return Some(Self::NONE);
+        }
+        let owned: Vec<Criterion> =
+            criteria.iter().filter_map(|c| rkyv::deserialize::<Criterion, rkyv::rancor::Error>(c).ok()).collect();
+        nginx::pool_aligned(pool, &rkyv::to_bytes::<rkyv::rancor::Error>(&owned).ok()?).map(MetadataMatch)
+    }
+
+    /// As a pick takes it.
+    ///
+    /// # Safety
+    /// The pool must be live.
+    pub unsafe fn view<'a>(self) -> &'a [ArchivedCriterion] {
+        if self.0.len == 0 {
+            return &[];
+        }
+        // SAFETY: written by keep() into the pool that the caller promises to be live.
+        unsafe { rkyv::access_unchecked::<rkyv::vec::ArchivedVec<ArchivedCriterion>>(nginx::bytes(self.0)) }
+    }
 }
 
 impl<'a, T: AsRef<[u32]> + ?Sized> From<&'a T> for Choice<'a> {

@@ -6,16 +6,14 @@ use super::retry::Wanted;
 use super::shadow::Shadow;
 use super::timer::{Expired, Timers};
 use crate::guard::guard;
-use crate::lb::{self, Choice, Outcome, Picked, Retry, Unit, Upstream};
+use crate::lb::{self, Choice, MetadataMatch, Outcome, Picked, Retry, Unit, Upstream};
 use crate::nginx::{self, pool_str, EMPTY};
 use crate::zone;
 use amesh_dataplane::retry::Retries;
 use amesh_dataplane::timeout::Timeouts;
 use amesh_model::route::{ArchivedRoute, ArchivedVirtualHost};
-use amesh_model::subset::ArchivedCriterion;
 use amesh_model::Kind;
 use ngx::ffi::{self, ngx_http_request_t, ngx_str_t};
-use rkyv::vec::ArchivedVec;
 use std::ffi::c_void;
 use std::net::SocketAddr;
 
@@ -60,8 +58,8 @@ pub struct Ctx {
     pub original_path: ngx_str_t,
     /// Its hash, where the route has a policy for one.
     pub hash: Option<u64>,
-    /// What the route asks of the metadata of endpoints: `Vec<Criterion>` as rkyv wrote it; empty: nothing.
-    pub metadata_match: ngx_str_t,
+    /// What the route asks of the metadata of endpoints.
+    pub metadata_match: MetadataMatch,
     /// Original destination.
     pub original_dst: Option<SocketAddr>,
     /// A call of gRPC: local replies are those of gRPC.
@@ -157,12 +155,8 @@ impl Ctx {
 
     /// What an endpoint is picked by, not one of those that were tried.
     pub fn choice<'a>(&'a self, tried: &'a [u32]) -> Choice<'a> {
-        let metadata_match: &[ArchivedCriterion] = if self.metadata_match.len == 0 {
-            &[]
-        } else {
-            // SAFETY: written by forward::policies into the request's pool.
-            unsafe { rkyv::access_unchecked::<ArchivedVec<ArchivedCriterion>>(nginx::bytes(self.metadata_match)) }
-        };
+        // SAFETY: it lives in the request's pool, as this does.
+        let metadata_match = unsafe { self.metadata_match.view() };
         let host_selection_attempts = if tried.is_empty() { 1 } else { self.retries.host_selection_attempts };
         Choice { tried, hash: self.hash, host_selection_attempts, metadata_match }
     }
@@ -208,7 +202,7 @@ impl Ctx {
             auto_host: false,
             original_path: EMPTY,
             hash: None,
-            metadata_match: EMPTY,
+            metadata_match: MetadataMatch::NONE,
             original_dst: None,
             grpc: false,
             stage: Stage::Done,

@@ -6,6 +6,7 @@ use super::edit::{self, Facts, RequestHeaders};
 use super::head::{headers, Head};
 use super::retry::Wanted;
 use super::shadow;
+use crate::lb::MetadataMatch;
 use crate::nginx::{self, pool_str};
 use crate::zone;
 use amesh_dataplane::hash::{self, Ends};
@@ -18,7 +19,6 @@ use amesh_model::retry::retry_on;
 use amesh_model::route::{
     ArchivedHostRewrite, ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster,
 };
-use amesh_model::subset::Criterion;
 use ngx::ffi::ngx_http_request_t;
 use std::net::{IpAddr, SocketAddr};
 
@@ -98,14 +98,8 @@ pub unsafe fn policies(
             ctx.response.add(unsafe { (*r).pool }, "set-cookie", &cookie.set_cookie())?;
         }
     }
-    let metadata_match = forward.metadata_match();
-    if !metadata_match.is_empty() {
-        let owned: Vec<Criterion> =
-            metadata_match.iter().filter_map(|c| rkyv::deserialize::<Criterion, rkyv::rancor::Error>(c).ok()).collect();
-        let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&owned).ok()?;
-        // SAFETY: promised by the caller.
-        ctx.metadata_match = nginx::pool_aligned(unsafe { (*r).pool }, &bytes)?;
-    }
+    // SAFETY: promised by the caller.
+    ctx.metadata_match = MetadataMatch::keep(unsafe { (*r).pool }, forward.metadata_match())?;
     // SAFETY: promised by the caller.
     unsafe {
         if ctx.retries.on & retry_on::RESPONSE != 0 {

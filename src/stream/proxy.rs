@@ -3,9 +3,10 @@
 use crate::guard::guard;
 use crate::http::capture::Captured;
 use crate::http::reply::Flags;
-use crate::lb::{self, Outcome, Picked, Unit, Upstream};
+use crate::lb::{self, Choice, MetadataMatch, Outcome, Picked, Unit, Upstream};
 use crate::nginx::{self, pool_str, AGAIN, EMPTY, ERROR, OK};
 use crate::zone;
+use amesh_dataplane::hash::source_hash;
 use amesh_dataplane::lb::weighted_pick;
 use amesh_model::listener::ArchivedTcpProxy;
 use amesh_model::Kind;
@@ -33,6 +34,10 @@ pub struct Destination {
     pub max_duration: u64,
     /// Endpoints tried.
     pub attempts: u32,
+    /// Connections of one client go to one endpoint.
+    pub hash_source_ip: bool,
+    /// What is asked of the metadata of endpoints.
+    pub metadata_match: MetadataMatch,
 }
 
 /// One direction.
@@ -130,13 +135,16 @@ pub unsafe fn destination(tcp: &ArchivedTcpProxy, c: *mut ngx_connection_t) -> O
     let arms = tcp.clusters.iter().map(|arm| arm.1.to_native());
     let name = tcp.clusters.get(weighted_pick(arms, fastrand::u64(..)).unwrap_or(0))?;
     // SAFETY: promised by the caller.
-    let cluster = pool_str(unsafe { (*c).pool }, name.0.as_bytes())?;
+    let pool = unsafe { (*c).pool };
+    let cluster = pool_str(pool, name.0.as_bytes())?;
     Some(Destination {
         cluster,
         hash: zone::hash(Kind::Cluster, name.0.as_bytes()),
         idle_timeout: tcp.idle_timeout.to_native(),
         max_duration: tcp.max_downstream_connection_duration.to_native(),
         attempts: tcp.max_connect_attempts.to_native().max(1),
+        hash_source_ip: tcp.hash_source_ip,
+        metadata_match: MetadataMatch::keep(pool, &tcp.metadata_match)?,
     })
 }
 
@@ -183,6 +191,7 @@ unsafe fn connect(ctx: &mut Ctx) {
         let Some(destination) = ctx.destination else { return end(ctx, ffi::NGX_STREAM_OK) };
         let c = (*ctx.session).connection;
         let original_dst = ctx.captured.as_ref().map(|captured| captured.destination);
+        let source = ctx.captured.as_ref().filter(|_| destination.hash_source_ip).map(|captured| captured.source.ip());
         while ctx.tries < destination.attempts {
             let upstream = Upstream {
                 cluster: nginx::text(destination.cluster),
@@ -191,7 +200,13 @@ unsafe fn connect(ctx: &mut Ctx) {
                 unit: Unit::Connection,
             };
             let tried = ctx.tried;
-            let picked = match lb::pick(&upstream, &tried[..(ctx.tries as usize).min(MAX_TRIED)]) {
+            let choice = Choice {
+                tried: &tried[..(ctx.tries as usize).min(MAX_TRIED)],
+                hash: source.map(source_hash),
+                host_selection_attempts: 1,
+                metadata_match: destination.metadata_match.view(),
+            };
+            let picked = match lb::pick(&upstream, choice) {
                 Ok(picked) => picked,
                 Err(reason) => {
                     ctx.flags = ctx.flags.with(reason.flags());
