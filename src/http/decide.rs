@@ -309,9 +309,15 @@ unsafe fn decide(
             return Some(());
         }
         let raw = nginx::text((*r).unparsed_uri);
+        ctx.grpc = route::is_grpc(&Head::new(r, raw, "", managed.scheme, 0));
         let path = match path::normalize(raw, hcm) {
             Ok(path) => path,
             Err(PathError::Reject400) => {
+                ctx.refuse(400, Flags::NONE, "");
+                return Some(());
+            }
+            // Calls of gRPC do not follow redirects.
+            Err(PathError::Redirect307(_)) if ctx.grpc => {
                 ctx.refuse(400, Flags::NONE, "");
                 return Some(());
             }
@@ -327,7 +333,6 @@ unsafe fn decide(
             ctx.host = pool_str((*r).pool, host.as_bytes())?;
         }
         let head = Head::new(r, &path, &host, managed.scheme, tools.random());
-        ctx.grpc = route::is_grpc(&head);
         let facts = Facts { request: r, ctx: &*ctx, captured: Some(&*captured) };
         let decision = route::decide(table, &head.with_facts(facts), tools.regexes());
         let group = decision.virtual_host().and_then(|host| route::virtual_cluster(host, &head, tools.regexes()));

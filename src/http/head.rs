@@ -121,7 +121,14 @@ pub unsafe fn host<'a>(r: *mut ngx_http_request_t) -> &'a str {
         let h = (*r).headers_in.host;
         if !(*r).host_start.is_null() {
             // The request line has a whole address.
-            let end = if (*r).port_end.is_null() { (*r).host_end } else { (*r).port_end };
+            let mut end = (*r).host_end;
+            if *end == b':' {
+                // The line goes on behind the port, and ends in a line break.
+                end = end.add(1);
+                while (*end).is_ascii_digit() {
+                    end = end.add(1);
+                }
+            }
             let len = end.offset_from((*r).host_start);
             return nginx::text(ngx_str_t { len: usize::try_from(len).unwrap_or(0), data: (*r).host_start });
         }

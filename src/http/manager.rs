@@ -68,6 +68,10 @@ pub unsafe fn manage(
             ctx.refuse(400, Flags::NONE, "Bad Request");
             return Some(Managed { scheme, client: captured.source.ip() });
         }
+        if named.contains(&"host") {
+            ctx.refuse(400, Flags::NONE, "");
+            return Some(Managed { scheme, client: captured.source.ip() });
+        }
         // HTTP/2 by upgrade is not taken, and the request goes on without.
         let upgrade = (*r)
             .headers_in

@@ -90,7 +90,7 @@ fn times_are_kept_apart() {
     let d = a.max_stream_duration;
     assert_eq!(
         (a.timeout, a.idle_timeout, d.max_stream_duration, d.grpc_timeout_header_max),
-        (15_000, None, Some(9000), Some(0))
+        (0, None, Some(9000), Some(0))
     );
 }
 

@@ -122,10 +122,15 @@ fn forward(
         append_x_forwarded_host: *append_x_forwarded_host,
         metadata_match,
         hash_policy: hash_policy::hash_policy(hash_policy, "hash_policy", notes)?,
-        timeout: millis(timeout, "timeout", notes)?.unwrap_or(15_000),
+        // With the newer form the older one does not count (`RouteEntry::usingNewTimeouts`).
+        timeout: match millis(timeout, "timeout", notes)?.unwrap_or(15_000) {
+            _ if max_stream_duration.is_some() => 0,
+            ms => ms,
+        },
         idle_timeout: millis(idle_timeout, "idle_timeout", notes)?,
         max_stream_duration: self::max_stream_duration(max_stream_duration, notes)?,
-        max_grpc_timeout: millis(max_grpc_timeout, "max_grpc_timeout", notes)?,
+        max_grpc_timeout: millis(max_grpc_timeout, "max_grpc_timeout", notes)?
+            .filter(|_| max_stream_duration.is_none()),
         grpc_timeout_offset: millis(grpc_timeout_offset, "grpc_timeout_offset", notes)?.unwrap_or(0),
         retry,
         mirrors: match request_mirror_policies.as_slice() {
