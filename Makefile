@@ -43,7 +43,8 @@ STREAM_MODULE ?= $(wildcard /usr/lib/nginx/modules/ngx_stream_module.so)
 # To nginx this variable means sockets that it inherits.
 unexport NGINX
 
-.PHONY: all deps tree module vendored-tree vendored test lint deny unit loom suites suites-vendored processes run yard \
+.PHONY: all deps tree module vendored-tree vendored test lint deny unit loom suites suites-vendored processes \
+        processes-vendored run yard \
         test-envoy bench ctl install clean
 
 all: module
@@ -66,7 +67,7 @@ vendored: vendored-tree
 
 # One after the other, so that what is printed last is what ran last.
 test:
-	@set -e; for step in lint deny unit loom suites suites-vendored processes; do \
+	@set -e; for step in lint deny unit loom suites suites-vendored processes processes-vendored; do \
 	  echo "== $$step"; $(MAKE) --no-print-directory $$step; done
 
 lint: tree
@@ -100,7 +101,14 @@ suites-vendored:
 PYTEST_PROCESSES = MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) $(BUILD)/venv/bin/pytest -q t --ignore t/envoy
 processes: $(BUILD)/venv/.done
 	$(MAKE) module PROFILE=test-module
-	$(PYTEST_PROCESSES) $(if $(AGAIN),|| { echo "once more, what failed:"; $(PYTEST_PROCESSES) --last-failed; })
+	$(PYTEST_PROCESSES) $(if $(AGAIN),|| { echo "once more what failed:"; $(PYTEST_PROCESSES) --last-failed; })
+
+# Tries, time-outs and protocols stand on the inside of nginx's upstream: what this nginx does there is looked at, too.
+PYTEST_VENDORED = MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module-1.28.so NGINX=$(VENDORED)/objs/nginx \
+  $(BUILD)/venv/bin/pytest -q t/test_resilience.py t/test_http2.py t/test_balancing.py
+processes-vendored: $(BUILD)/venv/.done
+	$(MAKE) vendored PROFILE=test-module
+	$(PYTEST_VENDORED) $(if $(AGAIN),|| { echo "once more what failed:"; $(PYTEST_VENDORED) --last-failed; })
 
 $(BUILD)/venv/.done: t/requirements.txt
 	$(PYTHON) -m venv --clear $(BUILD)/venv

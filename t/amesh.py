@@ -122,6 +122,8 @@ class Nginx:
         served = f"server {{ listen 127.0.0.1:{self.port}; amesh outbound; include amesh/server.conf; }}" if amesh else ""
         inner = "include amesh/http.conf;" if amesh else ""
         status = "location / { amesh_status; }" if amesh else ""
+        others = [m for m in ("fastcgi", "uwsgi", "scgi") if f"--without-http_{m}_module" not in version()]
+        temp = " ".join(f"{m}_temp_path {self.dir}/{m};" for m in others)
         (self.dir / "nginx.conf").write_text(f"""
 {load}load_module {MODULE};
 daemon {"on" if self.daemon else "off"};
@@ -135,7 +137,7 @@ events {{ worker_connections 1024; }}
 http {{
     {"" if "access_log" in self.http else "access_log off;"}
     client_body_temp_path {self.dir}/t1; proxy_temp_path {self.dir}/t2;
-    fastcgi_temp_path {self.dir}/t3; uwsgi_temp_path {self.dir}/t4; scgi_temp_path {self.dir}/t5;
+    {temp}
     {inner}
     {self.http if amesh else ""}
     {served}
