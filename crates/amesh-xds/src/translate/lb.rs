@@ -1,7 +1,7 @@
 //! Load balancing policies.
 
-use super::value::{at_least, bool_or, enumeration, millis, type_name, unpack};
 use super::notes::ignored;
+use super::value::{at_least, bool_or, enumeration, millis, type_name, unpack};
 use super::{hash_policy, subset, Invalid, Notes};
 use amesh_model::cluster::{HashFunction, Hashing, LbPolicy, SlowStart};
 use amesh_model::subset::Subsets;
