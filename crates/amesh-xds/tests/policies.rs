@@ -1,19 +1,15 @@
 //! Retries, time-outs, faults, CORS and copies: what routes say of them, and what they inherit.
 
+#[path = "common/resources.rs"]
+mod resources;
+
 use amesh_model::filter::{FaultError, HttpFilter};
 use amesh_model::listener::ChainAction;
 use amesh_model::matcher::Fraction;
 use amesh_model::retry::retry_on;
 use amesh_model::route::{ForwardAction, Route, RouteAction, RouteTable};
-use amesh_xds::descriptor;
 use amesh_xds::translate::{self, Invalid, Notes};
-use prost::Message;
-
-fn read<M: Message + Default>(url: &str, yaml: &str) -> M {
-    let text = yaml.replacen('{', &format!("{{\"@type\": {url}, "), 1);
-    let r = descriptor::from_yaml("test", &text).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
-    M::decode(r[0].any.value.as_slice()).unwrap()
-}
+use resources::read;
 
 /// A table of one route; each part is what stands in its braces.
 fn table(table: &str, host: &str, route: &str, action: &str, notes: &mut Notes) -> Result<RouteTable, Invalid> {
