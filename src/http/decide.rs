@@ -349,7 +349,7 @@ unsafe fn decide(
                     ctx.cluster = EMPTY;
                     ctx.refuse(forward.action.cluster_not_found_response_code.to_native(), Flags::NO_CLUSTER, "");
                 }
-                _ => act(&seen, &head, tools, ctx, decision)?,
+                _ => act(&seen, &head, &pin, tools, ctx, decision)?,
             }
         }
         if ctx.delay > 0 {
@@ -458,6 +458,7 @@ unsafe fn prepare(seen: &Seen<'_>, ctx: &mut Ctx, decision: &Decision<'_>) -> Op
 unsafe fn act(
     seen: &Seen<'_>,
     head: &Head<'_>,
+    pin: &zone::Pin<'_>,
     tools: &mut zone::Tools,
     ctx: &mut Ctx,
     decision: Decision<'_>,
@@ -493,9 +494,15 @@ unsafe fn act(
                 internal_only: if head.is_internal() { &[] } else { &seen.table.internal_only_headers },
                 ..levels(seen.table, forward.arm, Some(forward.route.1), forward.virtual_host.1)
             };
+            // A cluster's own policy goes before the route's.
+            let cluster = pin.cluster(ctx.cluster_hash, &forward.cluster);
+            let hash_policy = match cluster.map(|cluster| cluster.hashing.policy.as_slice()) {
+                Some(own @ [_, ..]) => own,
+                _ => forward.action.hash_policy.as_slice(),
+            };
             // SAFETY: the request has not gone upstream yet.
             unsafe {
-                forward::policies(seen, head, tools, ctx, &forward)?;
+                forward::policies(seen, head, tools, ctx, &forward, hash_policy)?;
                 forward::upstream_request(seen, ctx, &forward, &levels)?;
             }
         }

@@ -14,11 +14,10 @@ use amesh_dataplane::header::Levels;
 use amesh_dataplane::retry::Retries;
 use amesh_dataplane::route::{Forward, RequestHead};
 use amesh_dataplane::timeout;
+use amesh_model::hash_policy::ArchivedHashPolicy;
 use amesh_model::listener::ArchivedHttpConnectionManager;
 use amesh_model::retry::retry_on;
-use amesh_model::route::{
-    ArchivedHostRewrite, ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster,
-};
+use amesh_model::route::{ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster};
 use ngx::ffi::ngx_http_request_t;
 use std::net::{IpAddr, SocketAddr};
 
@@ -60,7 +59,7 @@ pub struct Seen<'a> {
     pub raw: &'a str,
 }
 
-/// When and how long a request is tried. `None` when memory is out.
+/// When and how long a request is tried, and by which hash. `None` when memory is out.
 ///
 /// # Safety
 /// The request must be live and not yet be on its way upstream.
@@ -70,6 +69,7 @@ pub unsafe fn policies(
     tools: &mut zone::Tools,
     ctx: &mut Ctx,
     forward: &Forward<'_>,
+    hash_policy: &[ArchivedHashPolicy],
 ) -> Option<()> {
     let r = seen.request;
     let policy = &forward.action.retry;
@@ -88,10 +88,10 @@ pub unsafe fn policies(
         Some(ms) => ms.to_native(),
         None => seen.hcm.stream_idle_timeout.to_native(),
     };
-    if !forward.action.hash_policy.is_empty() {
+    if !hash_policy.is_empty() {
         let remote = SocketAddr::new(seen.client, seen.captured.source.port());
         let ends = Ends { remote: Some(remote), local: Some(seen.captured.destination) };
-        let hashed = hash::request_hash(&forward.action.hash_policy, head, ends, tools.regexes());
+        let hashed = hash::request_hash(hash_policy, head, ends, tools.regexes());
         ctx.hash = hashed.hash;
         for cookie in hashed.cookies {
             // SAFETY: promised by the caller.
@@ -184,32 +184,21 @@ pub unsafe fn upstream_request(
         if let Some(host) = edited_host {
             ctx.host = host;
         }
-        let of_arm = forward.arm.map(|arm| arm.host_rewrite_literal.as_str()).filter(|host| !host.is_empty());
-        let of_route = match &forward.action.host_rewrite {
-            ArchivedHostRewrite::None | ArchivedHostRewrite::Auto => None,
-            // As it is now: the edits come first.
-            ArchivedHostRewrite::Header(name) => edit::request_header(r, name.as_bytes())
-                .filter(|host| !host.is_empty())
-                .map(|host| String::from_utf8_lossy(host).into_owned()),
-            _ => forward.host.clone().filter(|host| Some(host.as_str()) != of_arm),
+        let now = if ctx.host.len > 0 { nginx::text(ctx.host) } else { super::head::host(r) };
+        let header = |name: &str| {
+            edit::request_header(r, name.as_bytes()).map(|value| String::from_utf8_lossy(value).into_owned())
         };
-        if let Some(host) = of_arm {
-            ctx.host = pool_str(pool, host.as_bytes())?;
-        }
-        if let Some(host) = of_route {
-            let before = if ctx.host.len > 0 { nginx::text(ctx.host) } else { super::head::host(r) };
-            if !seen.hcm.suppress_envoy_headers {
-                edit::set_request_header(r, "x-envoy-original-host", before.as_bytes())?;
+        if let Some(new) = forward.new_host(now, header) {
+            if let Some(old) = new.old.as_deref().filter(|_| !seen.hcm.suppress_envoy_headers) {
+                edit::set_request_header(r, "x-envoy-original-host", old.as_bytes())?;
             }
             if forward.action.append_x_forwarded_host {
                 let others = edit::joined_request_header(r, b"x-forwarded-host").unwrap_or_default();
-                // Once is enough (`Http::Utility::updateAuthority`).
-                if others.rsplit(',').next().map(str::trim) != Some(before) {
-                    let comma = if others.is_empty() { "" } else { "," };
-                    edit::set_request_header(r, "x-forwarded-host", [&others, comma, before].concat().as_bytes())?;
+                if let Some(all) = new.forwarded(&others) {
+                    edit::set_request_header(r, "x-forwarded-host", all.as_bytes())?;
                 }
             }
-            ctx.host = pool_str(pool, host.as_bytes())?;
+            ctx.host = pool_str(pool, new.host.as_bytes())?;
         }
         Some(())
     }

@@ -3,7 +3,7 @@
 mod common;
 
 use amesh_dataplane::regex::RegexCache;
-use amesh_dataplane::route::{decide, Decision};
+use amesh_dataplane::route::{decide, Decision, RequestHead};
 use amesh_model::header::{AppendAction, Format, HeaderEdits, HeaderValueOption};
 use amesh_model::matcher::{
     Fraction, HeaderMatch, HeaderMatcher, QueryMatch, QueryParameterMatcher, RuntimeFraction, StringMatcher,
@@ -23,8 +23,10 @@ fn answer(table: &RouteTable, request: &Request) -> String {
 fn answer_of(table: &amesh_model::route::ArchivedRouteTable, request: &Request) -> String {
     match decide(table, request, &mut RegexCache::new()) {
         Decision::Forward(f) => {
+            let header =
+                |name: &str| request.first_value(name).map(|value| String::from_utf8_lossy(value).into_owned());
+            let host = f.new_host(request.host(), header).map(|new| format!(" host {}", new.host)).unwrap_or_default();
             let path = f.path.map(|p| format!(" path {p}")).unwrap_or_default();
-            let host = f.host.map(|h| format!(" host {h}")).unwrap_or_default();
             format!("{}{path}{host}", f.cluster)
         }
         Decision::Redirect { status, location, .. } => format!("{status} {location}"),

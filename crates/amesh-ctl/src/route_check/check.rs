@@ -162,14 +162,18 @@ fn see(table: &ArchivedRouteTable, case: &Case, request: &mut Request<'_>, regex
             let levels = Levels { weighted_cluster, ..levels(Some(forward.route.1)) };
             let known = Known { route: &forward.route.1.name, cluster: &forward.cluster, virtual_cluster };
             levels.edit_request(request, &Facts { request: &received, known });
-            if let Some(old) = &forward.old_host {
-                request.set("x-envoy-original-host", old.as_bytes());
-                if forward.action.append_x_forwarded_host {
-                    request.append("x-forwarded-host", old.as_bytes());
+            let header = |name: &str| request.get(name).map(|value| String::from_utf8_lossy(&value).into_owned());
+            if let Some(new) = forward.new_host(&request.host, header) {
+                if let Some(old) = &new.old {
+                    request.set("x-envoy-original-host", old.as_bytes());
                 }
-            }
-            if let Some(host) = &forward.host {
-                request.host.clone_from(host);
+                if forward.action.append_x_forwarded_host {
+                    let others = request.get("x-forwarded-host").unwrap_or_default().into_owned();
+                    if let Some(all) = new.forwarded(&String::from_utf8_lossy(&others)) {
+                        request.set("x-forwarded-host", all.as_bytes());
+                    }
+                }
+                request.host = new.host;
             }
             if let Some(path) = &forward.path {
                 request.set("x-envoy-original-path", received.path.as_bytes());

@@ -98,17 +98,52 @@ pub struct Forward<'a> {
     /// The new path with query, `None`: unchanged. With one, the old goes into `x-envoy-original-path`.
     /// Header edits are made before this, they see the old path.
     pub path: Option<String>,
-    /// The new host, `None`: unchanged.
-    pub host: Option<String>,
-    /// The host before the route's own rewrite. It goes into `x-envoy-original-host`, and where the action says so
-    /// (`append_x_forwarded_host`) into `x-forwarded-host`. `None` where only an arm of a weighted cluster has rewritten
-    /// it; where both have, it is the arm's. (Found by asking Envoy 1.40.)
-    pub old_host: Option<String>,
+    /// What the route's rewrite of the host gives, where that depends on the request as it came; see [`Forward::new_host`].
+    host: Option<String>,
     /// The host is to be that of the endpoint, if it has a name (`auto_host_rewrite`).
     pub auto_host: bool,
 }
 
+/// A host that is rewritten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewHost {
+    /// The new one.
+    pub host: String,
+    /// The one before the route's own rewrite. It goes into `x-envoy-original-host`, and where the action says so
+    /// (`append_x_forwarded_host`) into `x-forwarded-host`. `None` where only an arm of a weighted cluster has rewritten
+    /// it; where both have, it is the arm's. (Found by asking Envoy 1.40.)
+    pub old: Option<String>,
+}
+
+impl NewHost {
+    /// `x-forwarded-host` for a request that has `others` there already, joined by commas; `None`: as it is, since the
+    /// old host is its last one (`Http::Utility::updateAuthority`).
+    pub fn forwarded(&self, others: &str) -> Option<String> {
+        let old = self.old.as_deref()?;
+        match others {
+            "" => Some(old.to_owned()),
+            others if others.rsplit(',').next().map(str::trim) == Some(old) => None,
+            others => Some([others, ",", old].concat()),
+        }
+    }
+}
+
 impl<'a> Forward<'a> {
+    /// The new host of a request whose header edits are made, `None`: it stays. `now` is its host, `header` gives the
+    /// first value of a header. The route's own rewrite comes after the arm's, and so wins
+    /// (`WeightedClusterEntry::finalizeRequestHeaders`).
+    pub fn new_host(&self, now: &str, header: impl FnOnce(&str) -> Option<String>) -> Option<NewHost> {
+        let of_arm = self.arm.map(|arm| arm.host_rewrite_literal.as_str()).filter(|host| !host.is_empty());
+        let of_route = match &self.action.host_rewrite {
+            ArchivedHostRewrite::Header(name) => header(name).filter(|host| !host.is_empty()),
+            _ => self.host.clone(),
+        };
+        match of_route {
+            Some(host) => Some(NewHost { host, old: Some(of_arm.unwrap_or(now).to_owned()) }),
+            None => of_arm.map(|host| NewHost { host: host.to_owned(), old: None }),
+        }
+    }
+
     /// Which subset of a cluster with subsets takes the request.
     pub fn metadata_match(&self) -> &'a [ArchivedCriterion] {
         self.arm.map_or(&self.action.metadata_match, |arm| &arm.metadata_match)
@@ -200,10 +235,6 @@ fn forward<'a>(
         let code = action.cluster_not_found_response_code.to_native();
         return Decision::ClusterNotFound { virtual_host, route, code };
     };
-    // The route's own rewrite comes after the arm's, and so wins (`WeightedClusterEntry::finalizeRequestHeaders`).
-    let of_route = rewrite::host(&action.host_rewrite, head, regexes);
-    let of_arm = arm.map(|arm| arm.host_rewrite_literal.as_str()).filter(|host| !host.is_empty());
-    let old_host = of_route.is_some().then(|| of_arm.unwrap_or_else(|| head.host()).to_owned());
     Decision::Forward(Forward {
         virtual_host,
         route,
@@ -211,8 +242,7 @@ fn forward<'a>(
         cluster,
         arm,
         path: rewrite::path(&action.path_rewrite, &route.1.matches, head, regexes),
-        old_host,
-        host: of_route.or_else(|| of_arm.map(str::to_owned)),
+        host: rewrite::host(&action.host_rewrite, head, regexes),
         auto_host: matches!(action.host_rewrite, ArchivedHostRewrite::Auto),
     })
 }

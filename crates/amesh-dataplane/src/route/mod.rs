@@ -9,7 +9,7 @@ mod matches;
 mod rewrite;
 mod virtual_host;
 
-pub use decide::{decide, Decision, Forward};
+pub use decide::{decide, Decision, Forward, NewHost};
 pub(crate) use matches::{all_headers_match, any_header_matches, string_matches};
 pub use matches::{header_matches, is_grpc, route};
 pub use virtual_host::{virtual_cluster, virtual_host};

@@ -48,14 +48,13 @@ pub(super) fn path(
     }
 }
 
-/// The host of a forwarded request after the route's rewrite, `None` when it stays (or is the endpoint's).
+/// The host of a forwarded request after the route's rewrite, `None` when it stays, is the endpoint's, or that of a
+/// header.
 pub(super) fn host(rewrite: &ArchivedHostRewrite, head: &impl RequestHead, regexes: &mut RegexCache) -> Option<String> {
     let host = match rewrite {
-        ArchivedHostRewrite::None | ArchivedHostRewrite::Auto => None,
+        // A header is read when the edits are made (`Forward::new_host`).
+        ArchivedHostRewrite::None | ArchivedHostRewrite::Auto | ArchivedHostRewrite::Header(_) => None,
         ArchivedHostRewrite::Literal(text) => Some(text.as_str().to_owned()),
-        ArchivedHostRewrite::Header(name) => {
-            head.first_value(name).map(|value| String::from_utf8_lossy(value).into_owned())
-        }
         ArchivedHostRewrite::PathRegex { pattern, substitution } => {
             Some(regexes.replace_all(pattern, split_query(head.path()).0, substitution))
         }

@@ -1,6 +1,5 @@
 //! Load balancing policies.
 
-use super::notes::ignored;
 use super::value::{at_least, bool_or, enumeration, millis, type_name, unpack};
 use super::{hash_policy, subset, Invalid, Notes};
 use amesh_model::cluster::{HashFunction, Hashing, LbPolicy, SlowStart};
@@ -197,7 +196,6 @@ fn hashing(c: &ext::common::v3::ConsistentHashingLbConfig, notes: &mut Notes) ->
     notes.within("consistent_hashing_lb_config", |n| {
         let ext::common::v3::ConsistentHashingLbConfig { use_hostname_for_hashing, hash_balance_factor, hash_policy } =
             c;
-        ignored!(n, "the hash is what the route says"; hash_policy);
         Ok(Hashing {
             use_hostname_for_hashing: *use_hostname_for_hashing,
             balance_factor: balance_factor(hash_balance_factor, n)?,
