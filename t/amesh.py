@@ -239,7 +239,8 @@ def get(port, path="/", host="mesh.example.com", address="127.0.0.1"):
 
 class Upstream(socketserver.ThreadingTCPServer):
     """A scripted endpoint of HTTP/1.1. What it does stands in the header `x-do` of a request, one word a try, the last
-    one for all tries after it: a status, `reset` (ends the connection), `sleep-S` (answers after S seconds), or
+    one for all tries after it: a status, `reset` (ends the connection), `begin` (ends it within the
+    header), `sleep-S` (answers after S seconds), or
     `STATUS:name=value` with a response header. `seen` holds (method, path, headers in lower case, body) of each."""
 
     allow_reuse_address = daemon_threads = True
@@ -275,6 +276,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if word == "reset":
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if word == "begin":
+            self.close_connection = True
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nx-a: b\r\n")
             return
         if word.startswith("sleep-"):
             time.sleep(float(word[6:]))

@@ -1,6 +1,7 @@
 """Retries, time-outs, faults, copies and CORS, as a client and an endpoint see them."""
 
 import http.client
+import threading
 import time
 
 import amesh
@@ -146,6 +147,29 @@ def test_a_refused_connection_that_stays_so():
         assert (status, headers["x-envoy-attempt-count"]) == (503, "4")
         assert "retried and the latest reset reason: remote connection failure" in body
         assert mesh.flags()[:2] == ("URX,UF", 4)
+
+
+def test_what_a_kept_connection_has_lost_is_sent_once_more():
+    with amesh.Upstream() as up, Mesh(up.port, route="timeout: 5s") as mesh:
+        # As many connections are kept as there were requests at a time.
+        together = [threading.Thread(target=mesh.ask, args=("sleep-0.3",)) for _ in range(4)]
+        for one in together:
+            one.start()
+        for one in together:
+            one.join()
+        up.seen.clear()
+        status, _, body, _ = mesh.ask("reset")
+        assert (status, len(up.seen)) == (503, 2) and body.endswith("reset reason: connection termination")
+        assert mesh.flags()[:2] == ("UC", 2)
+        up.seen.clear()
+        assert mesh.ask("reset 200", "POST", body="x")[0] in (200, 503) and len(up.seen) == 1, "not for a POST"
+
+
+def test_an_answer_that_has_begun_is_not_asked_for_again():
+    with amesh.Upstream() as up, Mesh(up.port, route="timeout: 5s") as mesh:
+        assert mesh.ask()[0] == 200
+        up.seen.clear()
+        assert mesh.ask("begin 200")[0] == 503 and len(up.seen) == 1
 
 
 def test_pauses_grow():

@@ -90,6 +90,8 @@ pub struct Ctx {
     pub tell_attempts: bool,
     /// The endpoint is told how long it may take.
     pub tell_timeout: bool,
+    /// The endpoint has answered: a whole head has come, and is taken.
+    pub answered: bool,
     /// Tries so far.
     pub attempts: u32,
     /// The endpoint of the first try.
@@ -218,6 +220,7 @@ impl Ctx {
             shadows: std::ptr::null_mut(),
             tell_attempts: false,
             tell_timeout: false,
+            answered: false,
             attempts: 0,
             picked: None,
             retry: Retry::NONE,

@@ -173,7 +173,8 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
     // SAFETY: the request is live and its header not sent.
     unsafe {
         let u = (*r).upstream;
-        let answered = !u.is_null() && (*u).headers_in.status_n != 0;
+        // nginx keeps the status of a head that has only begun.
+        let answered = !u.is_null() && ctx.answered;
         if !u.is_null() && !answered && ctx.reply.status == 0 {
             local_error(r, ctx)?;
         }

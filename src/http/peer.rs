@@ -47,6 +47,8 @@ pub struct Peer {
     name: ngx_str_t,
     /// Between get and free.
     busy: bool,
+    /// It was sent once more since a kept connection had ended: not again.
+    repeated: bool,
     /// There is another try, after so many ms.
     pub retry: Option<u64>,
     /// The connection leads nowhere: a pause.
@@ -210,7 +212,9 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
         peer.busy = true;
         tuned((*r).upstream, ctx, peer.picked.connect_timeout, true);
         peer.key = Key { cluster: ctx.cluster_hash, address: peer.picked.address_hash(), http2: ctx.http2 };
-        match pool::take(peer.key, pc.log) {
+        // What was lost with a kept connection is not put on another one.
+        let kept = if peer.repeated { None } else { pool::take(peer.key, pc.log) };
+        match kept {
             Some(c) => {
                 pc.connection = c;
                 pc.set_cached(1);
@@ -365,8 +369,9 @@ unsafe fn tries_again(pc: &mut ngx_peer_connection_t, peer: &mut Peer, ctx: &mut
             Expired::Stream => (Flags::NONE, Reset::Reset),
             Expired::Idle => (Flags::STREAM_IDLE, Reset::Reset),
         };
-        if ctx.expired == Expired::No && connected && pc.cached() != 0 && repeatable(peer.request) {
+        if ctx.expired == Expired::No && connected && pc.cached() != 0 && !peer.repeated && repeatable(peer.request) {
             // A kept connection that had ended meanwhile: the request is sent once more, as RFC 9110, 9.2.2 allows.
+            peer.repeated = true;
             return true;
         }
         let final_end = matches!(ctx.expired, Expired::Global | Expired::Stream | Expired::Idle);
@@ -380,14 +385,17 @@ unsafe fn tries_again(pc: &mut ngx_peer_connection_t, peer: &mut Peer, ctx: &mut
     }
 }
 
-/// Whether a request may be sent again although nobody knows what became of it: its method is idempotent, and its body,
-/// if there is one, still here.
+/// Whether a request may be sent again although nobody knows what became of it: not a byte of an answer has come, its
+/// method is idempotent, and its body, if there is one, still here.
 unsafe fn repeatable(r: *mut ngx_http_request_t) -> bool {
-    // SAFETY: the request is live.
+    // SAFETY: the request and its upstream are live.
     unsafe {
+        let buffer = &(*(*r).upstream).buffer;
         let idempotent =
             ffi::NGX_HTTP_GET | ffi::NGX_HTTP_HEAD | ffi::NGX_HTTP_OPTIONS | ffi::NGX_HTTP_PUT | ffi::NGX_HTTP_DELETE;
-        (*r).method & idempotent as ngx_uint_t != 0 && (*r).request_body_no_buffering() == 0
+        buffer.last == buffer.start
+            && (*r).method & idempotent as ngx_uint_t != 0
+            && (*r).request_body_no_buffering() == 0
     }
 }
 

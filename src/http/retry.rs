@@ -188,6 +188,9 @@ extern "C" fn process_header(r: *mut ngx_http_request_t) -> ngx_int_t {
             if rc == OK && refused(r, peer) {
                 return ffi::NGX_HTTP_UPSTREAM_INVALID_HEADER as ngx_int_t;
             }
+            if let Some(ctx) = ctx::ctx(r).filter(|_| rc == OK) {
+                ctx.answered = true;
+            }
             rc
         }
     })
