@@ -3,12 +3,12 @@
 use super::{layout_hash, Alias};
 use crate::listening;
 use amesh_model::address::Address;
+use amesh_model::batch::{Batch, Item, Value};
 use amesh_model::cluster::Cluster;
 use amesh_model::vitals::{ClusterVitals, EndpointVitals};
 use amesh_shm::{Error, Writer};
 use amesh_xds::engine::{PublishError, Publisher as Publish};
 use amesh_xds::health::Vitals;
-use amesh_xds::store::{Batch, Item, Value};
 use rkyv::rancor::Error as ArchiveError;
 use rkyv::util::AlignedVec;
 use std::sync::atomic::Ordering;

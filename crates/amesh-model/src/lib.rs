@@ -14,6 +14,7 @@
 #![allow(missing_docs)]
 
 pub mod address;
+pub mod batch;
 pub mod cluster;
 pub mod endpoint;
 pub mod filter;
