@@ -51,7 +51,13 @@ pub unsafe fn bytes<'a>(s: ngx_str_t) -> &'a [u8] {
 /// As [`bytes`].
 pub unsafe fn text<'a>(s: ngx_str_t) -> &'a str {
     // SAFETY: promised by the caller.
-    std::str::from_utf8(unsafe { bytes(s) }).unwrap_or("")
+    let bytes = unsafe { bytes(s) };
+    if bytes.is_ascii() {
+        // Nearly always, and found out in words, not in bytes.
+        // SAFETY: ASCII is UTF-8.
+        return unsafe { std::str::from_utf8_unchecked(bytes) };
+    }
+    std::str::from_utf8(bytes).unwrap_or("")
 }
 
 /// Copies bytes into a pool; `None` when memory is out.

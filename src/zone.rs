@@ -14,7 +14,7 @@ use amesh_model::vitals::{ClusterVitals, EndpointVitals, CHECKED, FAILED_ACTIVE_
 use amesh_model::Kind;
 use amesh_shm::{Reader, Region, WorkerSlot};
 use ngx::ffi::{self, ngx_conf_t, ngx_cycle_t, ngx_int_t, ngx_shm_zone_t, ngx_uint_t};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::ffi::c_void;
 use std::hash::{Hash, Hasher};
@@ -219,6 +219,8 @@ impl Tools {
 /// A worker's door to the zone.
 pub struct Worker {
     slot: WorkerSlot,
+    /// Something was published once: looked for until it is found.
+    ready: Cell<bool>,
     tools: Tools,
 }
 
@@ -227,6 +229,7 @@ pub struct Worker {
 pub struct Pin<'a> {
     pin: amesh_shm::Pin<'a>,
     slot: &'a WorkerSlot,
+    ready: &'a Cell<bool>,
 }
 
 thread_local! {
@@ -249,7 +252,7 @@ pub fn open_worker(_: *mut ngx_cycle_t, conf: &MainConf) -> ngx_int_t {
     match opened {
         Ok(slot) => {
             let tools = Tools { regexes: RegexCache::default(), random: fastrand::Rng::new(), hostname: String::new() };
-            WORKER.set(Some(Worker { slot, tools }));
+            WORKER.set(Some(Worker { slot, ready: Cell::new(false), tools }));
             OK
         }
         Err(e) => {
@@ -273,7 +276,7 @@ pub fn close_worker() {
 impl Worker {
     /// Pins the zone.
     pub fn pin(&mut self) -> (Pin<'_>, &mut Tools) {
-        (Pin { pin: self.slot.pin(), slot: &self.slot }, &mut self.tools)
+        (Pin { pin: self.slot.pin(), slot: &self.slot, ready: &self.ready }, &mut self.tools)
     }
 
     /// The cell of an index, `None` when it is out of range.
@@ -283,7 +286,7 @@ impl Worker {
 
     /// Counts a try for outlier detection; its endpoint may be ejected.
     pub fn record(&mut self, rules: &Rules, endpoint: u32, cluster: u32, outcome: Outcome) {
-        let Worker { slot, tools } = self;
+        let Worker { slot, tools, .. } = self;
         if let (Some(endpoint), Some(cluster)) = (slot.cell(endpoint), slot.cell(cluster)) {
             let (endpoint, cluster) = (EndpointVitals(&endpoint.words), ClusterVitals(&cluster.words));
             outlier::record(rules, endpoint, cluster, outcome, clock(), &mut || tools.random());
@@ -312,7 +315,11 @@ impl Pin<'_> {
 
     /// Whether any resource was published yet: before that nothing can be said of any request.
     pub fn is_ready(&self) -> bool {
-        self.listener_index().is_some() || Kind::ALL.into_iter().any(|kind| self.pin.iter(kind as u8).next().is_some())
+        if !self.ready.get() {
+            let any = || Kind::ALL.into_iter().any(|kind| self.pin.iter(kind as u8).next().is_some());
+            self.ready.set(self.listener_index().is_some() || any());
+        }
+        self.ready.get()
     }
 
     fn get<T: rkyv::Portable>(&self, kind: Kind, hash: u64, name: &str) -> Option<&T> {

@@ -309,7 +309,7 @@ unsafe fn decide(
             return Some(());
         }
         let raw = nginx::text((*r).unparsed_uri);
-        ctx.grpc = route::is_grpc(&Head::new(r, raw, "", managed.scheme, 0));
+        ctx.grpc = route::is_grpc(&Head::new(r, raw, "", managed, 0));
         let path = match path::normalize(raw, hcm) {
             Ok(path) => path,
             Err(PathError::Reject400) => {
@@ -332,12 +332,12 @@ unsafe fn decide(
         if host != host_header || !(*r).host_start.is_null() {
             ctx.host = pool_str((*r).pool, host.as_bytes())?;
         }
-        let head = Head::new(r, &path, &host, managed.scheme, tools.random());
+        let head = Head::new(r, &path, &host, managed, tools.random());
         let facts = Facts { request: r, ctx: &*ctx, captured: Some(&*captured) };
         let decision = route::decide(table, &head.with_facts(facts), tools.regexes());
         let group = decision.virtual_host().and_then(|host| route::virtual_cluster(host, &head, tools.regexes()));
         ctx.virtual_cluster = pool_str((*r).pool, group.unwrap_or_default().as_bytes())?;
-        let seen = Seen { request: r, captured, client: managed.client, hcm, table, path: &path, raw };
+        let seen = Seen { request: r, captured, managed, hcm, table, path: &path, raw };
         prepare(&seen, ctx, &decision)?;
         filters(&seen, &head, tools, ctx, &decision)?;
         if ctx.reply.status == 0 {

@@ -7,7 +7,7 @@ use super::reply;
 use crate::nginx::{self, pool_str, EMPTY};
 use amesh_dataplane::header::{Command, FormatContext, HeaderMap, Levels};
 use amesh_model::header::{ArchivedHeaderEdits, HeaderEdits, HeaderValueOption};
-use ngx::ffi::{self, ngx_http_request_t, ngx_pool_t, ngx_str_t, ngx_table_elt_t};
+use ngx::ffi::{self, ngx_http_request_t, ngx_pool_t, ngx_str_t, ngx_table_elt_t, ngx_uint_t};
 use std::borrow::Cow;
 
 /// The response edits of a route, copied out of the zone into the request's pool: `Vec<HeaderEdits>` as rkyv wrote it,
@@ -73,15 +73,34 @@ pub unsafe fn set_response_header(r: *mut ngx_http_request_t, name: &str, value:
     (!map.failed).then_some(())
 }
 
-/// Sets a request header to one value; the name is lower case. `None` when memory is out.
+/// The name of a header that we send ourselves, in lower case, with its `ngx_hash_key`: best a constant.
+#[derive(Clone, Copy)]
+pub struct Name {
+    text: &'static str,
+    hash: ngx_uint_t,
+}
+
+impl Name {
+    /// A name in lower case.
+    pub const fn new(text: &'static str) -> Name {
+        let (bytes, mut hash, mut i) = (text.as_bytes(), 0, 0);
+        while i < bytes.len() {
+            hash = (hash as ngx_uint_t).wrapping_mul(31).wrapping_add(bytes[i] as ngx_uint_t);
+            i += 1;
+        }
+        Name { text, hash }
+    }
+}
+
+/// Sets a request header to one value. `None` when memory is out.
 ///
 /// # Safety
 /// `r` must be live and not yet be on its way upstream.
-pub unsafe fn set_request_header(r: *mut ngx_http_request_t, name: &'static str, value: &[u8]) -> Option<()> {
+pub unsafe fn set_request_header(r: *mut ngx_http_request_t, name: Name, value: &[u8]) -> Option<()> {
     // SAFETY: promised by the caller.
     unsafe {
-        remove_request_header(r, name.as_bytes())?;
-        add_request_header(r, nginx::str_of(name), pool_str((*r).pool, value)?)
+        remove_request_header(r, name.text.as_bytes())?;
+        add_request_header(r, name, pool_str((*r).pool, value)?)
     }
 }
 
@@ -204,7 +223,10 @@ impl HeaderMap for RequestHeaders<'_> {
                 return Some(());
             }
             // SAFETY: as above; both texts are in the request's pool.
-            unsafe { add_request_header(r, pool_str(pool, name.as_bytes())?, value) }
+            unsafe {
+                let key = pool_str(pool, name.as_bytes())?;
+                push_request_header(r, key, ffi::ngx_hash_key(key.data, key.len), value)
+            }
         });
         self.failed |= added.is_none();
     }
@@ -318,8 +340,18 @@ pub unsafe fn joined_request_header<'a>(r: *mut ngx_http_request_t, name: &'a [u
 /// Adds a request header. `None` when memory is out.
 ///
 /// # Safety
-/// `r` must be live; `key` lower case; both must live as long as the request.
-pub unsafe fn add_request_header(r: *mut ngx_http_request_t, key: ngx_str_t, value: ngx_str_t) -> Option<()> {
+/// `r` must be live; the value must live as long as the request.
+pub unsafe fn add_request_header(r: *mut ngx_http_request_t, name: Name, value: ngx_str_t) -> Option<()> {
+    // SAFETY: promised by the caller.
+    unsafe { push_request_header(r, nginx::str_of(name.text), name.hash, value) }
+}
+
+unsafe fn push_request_header(
+    r: *mut ngx_http_request_t,
+    key: ngx_str_t,
+    hash: ngx_uint_t,
+    value: ngx_str_t,
+) -> Option<()> {
     // SAFETY: promised by the caller.
     unsafe {
         let h = ffi::ngx_list_push(&mut (*r).headers_in.headers).cast::<ngx_table_elt_t>();
@@ -327,7 +359,7 @@ pub unsafe fn add_request_header(r: *mut ngx_http_request_t, key: ngx_str_t, val
             return None;
         }
         std::ptr::write_bytes(h, 0, 1);
-        (*h).hash = ffi::ngx_hash_key(key.data, key.len);
+        (*h).hash = hash;
         (*h).key = key;
         (*h).value = value;
         (*h).lowcase_key = key.data;

@@ -2,8 +2,9 @@
 
 use super::capture::Captured;
 use super::ctx::Ctx;
-use super::edit::{self, Facts, RequestHeaders};
-use super::head::{headers, Head};
+use super::edit::{self, Facts, Name, RequestHeaders};
+use super::head::Head;
+use super::manager::Managed;
 use super::retry::Wanted;
 use super::shadow;
 use crate::lb::MetadataMatch;
@@ -19,14 +20,19 @@ use amesh_model::listener::ArchivedHttpConnectionManager;
 use amesh_model::retry::retry_on;
 use amesh_model::route::{ArchivedRoute, ArchivedRouteTable, ArchivedVirtualHost, ArchivedWeightedCluster};
 use ngx::ffi::ngx_http_request_t;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// How often the endpoint, or another, was tried.
-pub const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
+pub const ATTEMPT_COUNT: Name = Name::new("x-envoy-attempt-count");
 /// Whether the try before took too long.
-pub const IS_TIMEOUT_RETRY: &str = "x-envoy-is-timeout-retry";
+pub const IS_TIMEOUT_RETRY: Name = Name::new("x-envoy-is-timeout-retry");
 /// How long the endpoint may take, in ms.
-pub const EXPECTED_TIMEOUT: &str = "x-envoy-expected-rq-timeout-ms";
+pub const EXPECTED_TIMEOUT: Name = Name::new("x-envoy-expected-rq-timeout-ms");
+
+const GRPC_TIMEOUT: Name = Name::new("grpc-timeout");
+const ORIGINAL_PATH: Name = Name::new("x-envoy-original-path");
+const ORIGINAL_HOST: Name = Name::new("x-envoy-original-host");
+const FORWARDED_HOST: Name = Name::new("x-forwarded-host");
 
 /// Request headers that set a policy, and end here (`Filter::decodeHeaders`, `RetryStateImpl::create`).
 const POLICY_HEADERS: [&str; 9] = [
@@ -47,8 +53,8 @@ pub struct Seen<'a> {
     pub request: *mut ngx_http_request_t,
     /// Its connection.
     pub captured: &'a Captured,
-    /// The address that counts as the client's.
-    pub client: IpAddr,
+    /// What the connection manager has found out.
+    pub managed: Managed,
     /// The connection manager.
     pub hcm: &'a ArchivedHttpConnectionManager,
     /// The route table.
@@ -89,7 +95,7 @@ pub unsafe fn policies(
         None => seen.hcm.stream_idle_timeout.to_native(),
     };
     if !hash_policy.is_empty() {
-        let remote = SocketAddr::new(seen.client, seen.captured.source.port());
+        let remote = SocketAddr::new(seen.managed.client, seen.captured.source.port());
         let ends = Ends { remote: Some(remote), local: Some(seen.captured.destination) };
         let hashed = hash::request_hash(hash_policy, head, ends, tools.regexes());
         ctx.hash = hashed.hash;
@@ -106,8 +112,7 @@ pub unsafe fn policies(
             ctx.wanted = Wanted::keep((*r).pool, ctx.retries.on, policy, head)?;
         }
         shadow::keep(seen, head, ctx, forward)?;
-        let asks = |name: &[u8]| name.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"x-envoy-"));
-        if headers(&raw mut (*r).headers_in.headers).any(|h| asks(nginx::bytes(h.key))) {
+        if seen.managed.has_envoy_headers {
             for name in POLICY_HEADERS {
                 edit::remove_request_header(r, name.as_bytes())?;
             }
@@ -154,7 +159,7 @@ pub unsafe fn upstream_request(
         }
         let grpc_timeout = if ctx.timeouts.grpc { expected } else { ctx.grpc_timeout };
         if grpc_timeout > 0 {
-            edit::set_request_header(r, "grpc-timeout", format!("{grpc_timeout}m").as_bytes())?;
+            edit::set_request_header(r, GRPC_TIMEOUT, format!("{grpc_timeout}m").as_bytes())?;
         }
         if forward.virtual_host.1.include_request_attempt_count {
             ctx.tell_attempts = true;
@@ -174,7 +179,7 @@ pub unsafe fn upstream_request(
         }
         if let Some(path) = &forward.path {
             if !seen.hcm.suppress_envoy_headers {
-                edit::set_request_header(r, "x-envoy-original-path", seen.path.as_bytes())?;
+                edit::set_request_header(r, ORIGINAL_PATH, seen.path.as_bytes())?;
             }
             ctx.original_path = pool_str(pool, seen.path.as_bytes())?;
             (*r).unparsed_uri = pool_str(pool, path.as_bytes())?;
@@ -190,12 +195,12 @@ pub unsafe fn upstream_request(
         };
         if let Some(new) = forward.new_host(now, header) {
             if let Some(old) = new.old.as_deref().filter(|_| !seen.hcm.suppress_envoy_headers) {
-                edit::set_request_header(r, "x-envoy-original-host", old.as_bytes())?;
+                edit::set_request_header(r, ORIGINAL_HOST, old.as_bytes())?;
             }
             if forward.action.append_x_forwarded_host {
                 let others = edit::joined_request_header(r, b"x-forwarded-host").unwrap_or_default();
                 if let Some(all) = new.forwarded(&others) {
-                    edit::set_request_header(r, "x-forwarded-host", all.as_bytes())?;
+                    edit::set_request_header(r, FORWARDED_HOST, all.as_bytes())?;
                 }
             }
             ctx.host = pool_str(pool, new.host.as_bytes())?;

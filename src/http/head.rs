@@ -1,17 +1,21 @@
 //! A request's head as the router sees it.
 
 use super::edit::Facts;
+use super::manager::Managed;
 use crate::nginx;
 use amesh_dataplane::header::{Command, FormatContext};
 use amesh_dataplane::route::RequestHead;
 use ngx::ffi::{self, ngx_http_request_t, ngx_list_part_t, ngx_str_t, ngx_table_elt_t};
+
+/// The beginning of the names of Envoy's own headers.
+pub const ENVOY: &[u8; 8] = b"x-envoy-";
 
 /// A view of a live request.
 pub struct Head<'a> {
     request: *mut ngx_http_request_t,
     path: &'a str,
     host: &'a str,
-    scheme: &'static str,
+    managed: Managed,
     random: u64,
     facts: Option<Facts<'a>>,
 }
@@ -25,10 +29,10 @@ impl<'a> Head<'a> {
         r: *mut ngx_http_request_t,
         path: &'a str,
         host: &'a str,
-        scheme: &'static str,
+        managed: Managed,
         random: u64,
     ) -> Head<'a> {
-        Head { request: r, path, host, scheme, random, facts: None }
+        Head { request: r, path, host, managed, random, facts: None }
     }
 
     /// The same view with what substitution commands are answered from.
@@ -36,8 +40,8 @@ impl<'a> Head<'a> {
     where
         'a: 'b,
     {
-        let Head { request, path, host, scheme, random, .. } = *self;
-        Head { request, path, host, scheme, random, facts: Some(facts) }
+        let Head { request, path, host, managed, random, .. } = *self;
+        Head { request, path, host, managed, random, facts: Some(facts) }
     }
 }
 
@@ -56,13 +60,17 @@ impl RequestHead for Head<'_> {
     }
 
     fn scheme(&self) -> &str {
-        self.scheme
+        self.managed.scheme
     }
 
+    #[inline]
     fn header_values<'b>(&'b self, name: &'b str) -> impl Iterator<Item = &'b [u8]> + 'b {
+        // Most of what is asked for is Envoy's own, which most requests have none of.
+        let any = self.managed.has_envoy_headers || name.as_bytes().first_chunk() != Some(ENVOY);
         // SAFETY: as above; lowcase_key has the length of the key.
         unsafe {
             headers(&raw mut (*self.request).headers_in.headers)
+                .take_while(move |_| any)
                 .filter(move |h| {
                     h.key.len == name.len() && std::slice::from_raw_parts(h.lowcase_key, h.key.len) == name.as_bytes()
                 })

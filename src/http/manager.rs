@@ -3,8 +3,8 @@
 
 use super::capture::Captured;
 use super::ctx::Ctx;
-use super::edit::{self, request_header};
-use super::head::headers;
+use super::edit::{self, request_header, Name};
+use super::head::{headers, ENVOY};
 use super::reply::Flags;
 use crate::nginx::{self, pool_str};
 use amesh_dataplane::forwarded::{self, Client};
@@ -12,6 +12,13 @@ use amesh_model::listener::{ArchivedHttpConnectionManager, ArchivedUnderscores};
 use ngx::ffi::ngx_http_request_t;
 use std::borrow::Cow;
 use std::net::IpAddr;
+
+const FORWARDED_PROTO: Name = Name::new("x-forwarded-proto");
+const REQUEST_ID: Name = Name::new("x-request-id");
+const VIA: Name = Name::new("via");
+const FORWARDED_FOR: Name = Name::new("x-forwarded-for");
+const INTERNAL: Name = Name::new("x-envoy-internal");
+const EXTERNAL_ADDRESS: Name = Name::new("x-envoy-external-address");
 
 /// Taken off every request: they are between two neighbours, or say what only this proxy may say.
 const NEIGHBOURS: [&[u8]; 3] = [b"keep-alive", b"proxy-connection", b"x-envoy-internal"];
@@ -42,11 +49,14 @@ const BEHIND_THE_EDGE: [&[u8]; 4] = [
 const NOT_TO_BE_NAMED: [&str; 3] = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
 
 /// What is known after it.
+#[derive(Clone, Copy)]
 pub struct Managed {
     /// `http` or `https`, as the client, or whoever is trusted in front, says.
     pub scheme: &'static str,
     /// The address that counts as the client's.
     pub client: IpAddr,
+    /// There are headers of Envoy's own, from the client or for the endpoint.
+    pub has_envoy_headers: bool,
 }
 
 /// Changes the request's headers. The answer may be there afterwards, in `ctx`. `None` when memory is out.
@@ -62,15 +72,16 @@ pub unsafe fn manage(
     // SAFETY: promised by the caller; all that is put into the request lives in its pool.
     unsafe {
         let scheme = if captured.tls { "https" } else { "http" };
+        let refused = Managed { scheme, client: captured.source.ip(), has_envoy_headers: false };
         let connection = edit::joined_request_header(r, b"connection").unwrap_or_default().to_ascii_lowercase();
         let named: Vec<&str> = connection.split(',').map(str::trim).filter(|t| !t.is_empty() && *t != "te").collect();
         if named.iter().any(|name| NOT_TO_BE_NAMED.contains(name)) {
             ctx.refuse(400, Flags::NONE, "Bad Request");
-            return Some(Managed { scheme, client: captured.source.ip() });
+            return Some(refused);
         }
         if named.contains(&"host") {
             ctx.refuse(400, Flags::NONE, "");
-            return Some(Managed { scheme, client: captured.source.ip() });
+            return Some(refused);
         }
         // HTTP/2 by upgrade is not taken, and the request goes on without.
         let upgrade = (*r)
@@ -88,7 +99,7 @@ pub unsafe fn manage(
             && headers(&raw mut (*r).headers_in.headers).any(|h| nginx::bytes(h.key).contains(&b'_'))
         {
             ctx.refuse(400, Flags::NONE, "Bad Request");
-            return Some(Managed { scheme, client: captured.source.ip() });
+            return Some(refused);
         }
         let untrusted_proto = hcm.use_remote_address && hcm.xff_num_trusted_hops == 0;
         edit::remove_request_headers(r, |name| {
@@ -99,7 +110,7 @@ pub unsafe fn manage(
         })?;
         client_headers(r, hcm, captured, client, xff)?;
         if request_header(r, b"x-forwarded-proto").is_none() {
-            edit::add_request_header(r, nginx::str_of("x-forwarded-proto"), nginx::str_of(scheme))?;
+            edit::add_request_header(r, FORWARDED_PROTO, nginx::str_of(scheme))?;
         }
         let scheme = match request_header(r, b"x-forwarded-proto") {
             Some(b"https") => "https",
@@ -110,17 +121,19 @@ pub unsafe fn manage(
         if hcm.generate_request_id && (id.is_none() || (client.edge && !hcm.preserve_external_request_id)) {
             let mut buffer = uuid::Uuid::encode_buffer();
             let id = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid();
-            edit::set_request_header(r, "x-request-id", id.hyphenated().encode_lower(&mut buffer).as_bytes())?;
+            edit::set_request_header(r, REQUEST_ID, id.hyphenated().encode_lower(&mut buffer).as_bytes())?;
         }
         if hcm.always_set_request_id_in_response {
             ctx.response.request_id = pool_str((*r).pool, request_header(r, b"x-request-id").unwrap_or_default())?;
         }
         if !hcm.via.is_empty() {
             let via = pool_str((*r).pool, hcm.via.as_bytes())?;
-            edit::add_request_header(r, nginx::str_of("via"), via)?;
+            edit::add_request_header(r, VIA, via)?;
             ctx.response.via = via;
         }
-        Some(Managed { scheme, client: client.address })
+        let has_envoy_headers = headers(&raw mut (*r).headers_in.headers)
+            .any(|h| std::slice::from_raw_parts(h.lowcase_key, h.key.len).starts_with(ENVOY));
+        Some(Managed { scheme, client: client.address, has_envoy_headers })
     }
 }
 
@@ -150,13 +163,13 @@ unsafe fn client_headers(
                 Some(before) => [&before, ",", &own].concat(),
                 None => own,
             };
-            edit::set_request_header(r, "x-forwarded-for", whole.as_bytes())?;
+            edit::set_request_header(r, FORWARDED_FOR, whole.as_bytes())?;
         }
         if client.internal {
-            edit::add_request_header(r, nginx::str_of("x-envoy-internal"), nginx::str_of("true"))?;
+            edit::add_request_header(r, INTERNAL, nginx::str_of("true"))?;
         }
         if client.edge {
-            edit::set_request_header(r, "x-envoy-external-address", client.address.to_string().as_bytes())?;
+            edit::set_request_header(r, EXTERNAL_ADDRESS, client.address.to_string().as_bytes())?;
         }
         Some(())
     }

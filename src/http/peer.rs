@@ -18,8 +18,8 @@ use ngx::ffi::{
     self, ngx_conf_t, ngx_http_request_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_peer_connection_t, ngx_str_t,
     ngx_uint_t,
 };
+use rustc_hash::FxHashMap;
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::os::raw::c_char;
 
@@ -474,7 +474,7 @@ struct Tuning {
 thread_local! {
     /// Upstream configurations of nginx with the time-outs of clusters and retry masks of ours: a few for each
     /// location, made once a worker, so that a request costs a look-up and no copy.
-    static TUNED: RefCell<HashMap<Tuning, Box<ffi::ngx_http_upstream_conf_t>>> = RefCell::default();
+    static TUNED: RefCell<FxHashMap<Tuning, Box<ffi::ngx_http_upstream_conf_t>>> = RefCell::default();
 }
 
 /// The clone of the location's configuration with this connect time-out, that tries again or does not.

@@ -6,13 +6,15 @@
 use crate::guard::guard;
 use crate::nginx::{self, OK};
 use ngx::ffi::{self, ngx_connection_t, ngx_event_t, ngx_msec_t};
+use rustc_hash::FxHashMap;
 use std::cell::RefCell;
-use std::collections::HashMap;
 
 /// Idle connections that one worker keeps in all; the one that has been idle longest makes room.
 const MAX_IDLE: usize = 1024;
 /// Idle connections to one endpoint.
 const MAX_IDLE_PER_ENDPOINT: usize = 256;
+/// Lists of idle connections, of which more than half are empty then, and go.
+const MAX_LISTS: usize = 2 * MAX_IDLE;
 
 /// What two requests must agree on to use one connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -33,8 +35,9 @@ struct Idle {
 
 #[derive(Default)]
 struct Pool {
-    idle: HashMap<Key, Vec<Idle>>,
-    keys: HashMap<usize, Key>,
+    /// By key. A list that is empty stays for the next connection, see [`MAX_LISTS`].
+    idle: FxHashMap<Key, Vec<Idle>>,
+    keys: FxHashMap<usize, Key>,
     turn: u64,
 }
 
@@ -45,11 +48,7 @@ thread_local! {
 /// An idle connection, the one used last first. It is open, and out of the pool.
 pub fn take(key: Key, log: *mut ffi::ngx_log_t) -> Option<*mut ngx_connection_t> {
     let c = POOL.with_borrow_mut(|pool| {
-        let list = pool.idle.get_mut(&key)?;
-        let idle = list.pop()?;
-        if list.is_empty() {
-            pool.idle.remove(&key);
-        }
+        let idle = pool.idle.get_mut(&key)?.pop()?;
         pool.keys.remove(&(idle.connection as usize));
         Some(idle.connection)
     })?;
@@ -82,6 +81,9 @@ pub unsafe fn put(key: Key, c: *mut ngx_connection_t, idle_timeout: u64) {
         };
         if let Some(old) = evicted {
             pool.forget(old);
+        }
+        if pool.idle.len() >= MAX_LISTS {
+            pool.idle.retain(|_, list| !list.is_empty());
         }
         pool.turn += 1;
         let turn = pool.turn;
@@ -129,9 +131,6 @@ impl Pool {
         let Some(key) = self.keys.remove(&(c as usize)) else { return false };
         if let Some(list) = self.idle.get_mut(&key) {
             list.retain(|i| i.connection != c);
-            if list.is_empty() {
-                self.idle.remove(&key);
-            }
         }
         true
     }

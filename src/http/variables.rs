@@ -54,13 +54,19 @@ pub fn add_http(cf: *mut ngx_conf_t) -> ngx_int_t {
 /// # Safety
 /// `v` must be the value that nginx handed to a getter; `s` must live as long as it.
 pub unsafe fn found(v: *mut ngx_http_variable_value_t, s: ngx_str_t) -> ngx_int_t {
-    // SAFETY: promised by the caller.
+    // SAFETY: promised by the caller. The bit fields are the first word of the value; compilers for little-endian
+    // machines lay them out from its lowest bit: 28 of the length, then `valid`.
     unsafe {
-        (*v).set_len(s.len as u32);
         (*v).data = s.data;
-        (*v).set_valid(1);
-        (*v).set_no_cacheable(0);
-        (*v).set_not_found(0);
+        if cfg!(target_endian = "little") {
+            // bindgen's setter goes bit by bit.
+            v.cast::<u32>().write(s.len as u32 & 0x0fff_ffff | 1 << 28);
+        } else {
+            (*v).set_len(s.len as u32);
+            (*v).set_valid(1);
+            (*v).set_no_cacheable(0);
+            (*v).set_not_found(0);
+        }
     }
     OK
 }

@@ -52,8 +52,7 @@ impl Retries {
     pub fn new(policy: &ArchivedRetryPolicy, head: &impl RequestHead, regexes: &mut RegexCache) -> Retries {
         let text = |name| head.first_value(name).and_then(|value| std::str::from_utf8(value).ok());
         let words = |name, bit: fn(&str) -> Option<u32>| {
-            let list = text(name).unwrap_or_default();
-            list.split(',').filter_map(|word| bit(word.trim())).fold(0, |bits, bit| bits | bit)
+            text(name).map_or(0, |list| list.split(',').filter_map(|word| bit(word.trim())).fold(0, |a, b| a | b))
         };
         let wanted = &policy.retriable_request_headers;
         let mut on = policy.retry_on.to_native();

@@ -89,6 +89,7 @@ pub trait RequestHead {
     fn write(&self, _command: Command, _out: &mut Vec<u8>) {}
 
     /// The first value of a header; pseudo-headers and `host` are the request line's.
+    #[inline]
     fn first_value<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
         match pseudo(self, name) {
             Some(value) => Some(value.as_bytes()),
@@ -98,6 +99,7 @@ pub trait RequestHead {
 }
 
 /// The part of the request line that goes by the name of a header.
+#[inline]
 fn pseudo<'a, H: RequestHead + ?Sized>(head: &'a H, name: &str) -> Option<&'a str> {
     match name {
         ":method" => Some(head.method()),
