@@ -1,10 +1,20 @@
 //! The mesh as Apache APISIX reads it: objects of its data model, made of the mesh model.
 //!
-//! Whoever publishes batches of the model hands them to a translator, and passes the [`Changes`] that come back to a store
-//! that APISIX reads: the etcd face or its shared dictionaries.
+//! Whoever publishes batches of the model hands them to a [`Translator`], and passes the [`Changes`] that come back to a
+//! store that APISIX reads: the etcd face or its shared dictionaries.
+//!
+//! A translator of an empty mesh has no objects. A store that must not be empty (APISIX keeps its old routes when a shared
+//! dictionary has no keys) keeps a key of its own that is no directory of APISIX, such as `/_amesh`.
 
 #![forbid(unsafe_code)]
 
+mod id;
 pub mod object;
+mod options;
+mod translator;
+mod upstream;
+mod usage;
 
 pub use object::{Changes, Directory, Key, Object, Refusal};
+pub use options::{Destination, Options};
+pub use translator::Translator;
