@@ -5,7 +5,7 @@
 # make test-envoy the same configuration and requests for real Envoy and for nginx; nothing but what is listed differs
 # make bench      beside stock nginx and Envoy
 # make ctl        builds build/ameshctl, which checks routes without an nginx
-# make install    the module and the snippets, below DESTDIR
+# make install    the module, the snippets and the Lua library, below DESTDIR
 # make deps       installs what all of these need on Debian 12; Rust is presupposed
 #
 # For another nginx or OpenResty, configured:  make NGINX_SOURCE_DIR=… [NGINX_BUILD_DIR=…/objs]
@@ -38,7 +38,11 @@ FOR_TREE = NGINX_SOURCE_DIR=$(TREE) NGINX_BUILD_DIR=$(TREE_OBJS)
 VENDORED      := $(CURDIR)/$(BUILD)/nginx-1.28
 FOR_TESTS     := $(BUILD)/test-module
 MODULES_PATH  ?= $(shell $(NGINX) -V 2>&1 | sed -n 's/.*--modules-path=\([^ ]*\).*/\1/p')
+LUALIB_PATH   ?= /usr/local/share/lua/5.1
+INCLUDE_PATH  ?= /usr/local/include
 STREAM_MODULE ?= $(wildcard /usr/lib/nginx/modules/ngx_stream_module.so)
+
+LUA_MODULES   ?= $(wildcard $(addprefix /usr/lib/nginx/modules/,ndk_http_module.so ngx_http_lua_module.so))
 
 # To nginx this variable means sockets that it inherits.
 unexport NGINX
@@ -87,13 +91,13 @@ loom:
 
 suites: vendored-tree
 	$(MAKE) module PROFILE=test-module
-	TEST_NGINX_BINARY=$(NGINX) \
+	TEST_NGINX_BINARY=$(NGINX) TEST_NGINX_LUA_MODULES="$(LUA_MODULES)" \
 	TEST_NGINX_LOAD_MODULES="$(STREAM_MODULE) $(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so" prove -It/lib t/*.t
 
-# This nginx has stream built in.
+# This nginx has stream built in, and no Lua.
 suites-vendored:
 	$(MAKE) vendored PROFILE=test-module
-	TEST_NGINX_BINARY=$(VENDORED)/objs/nginx \
+	TEST_NGINX_LUA_MODULES= TEST_NGINX_BINARY=$(VENDORED)/objs/nginx \
 	TEST_NGINX_LOAD_MODULES=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module-1.28.so prove -It/lib t/*.t
 
 # What needs processes, signals, namespaces or control planes. With AGAIN=1 those that fail get a second chance: a machine
@@ -143,6 +147,10 @@ install:
 	install -d $(DESTDIR)$(MODULES_PATH) $(DESTDIR)/etc/nginx/amesh
 	install -m 644 $(MODULE) $(DESTDIR)$(MODULES_PATH)/
 	install -m 644 nginx-conf/amesh/*.conf $(DESTDIR)/etc/nginx/amesh/
+	install -d $(DESTDIR)$(LUALIB_PATH)/resty/amesh $(DESTDIR)$(INCLUDE_PATH)
+	install -m 644 lualib/resty/amesh.lua $(DESTDIR)$(LUALIB_PATH)/resty/
+	install -m 644 lualib/resty/amesh/*.lua $(DESTDIR)$(LUALIB_PATH)/resty/amesh/
+	install -m 644 include/amesh.h $(DESTDIR)$(INCLUDE_PATH)/
 
 clean:
 	rm -rf $(BUILD) $(TARGET) t/servroot t/servroot_*

@@ -5,6 +5,7 @@
 // A dynamic module's tables are found by name and written by nginx: they cannot be anything but `static mut`.
 #![allow(static_mut_refs)]
 
+mod abi;
 mod conf;
 mod guard;
 mod http;

@@ -14,6 +14,7 @@ use amesh_model::vitals::{ClusterVitals, EndpointVitals, CHECKED, FAILED_ACTIVE_
 use amesh_model::Kind;
 use amesh_shm::{Reader, Region, WorkerSlot};
 use ngx::ffi::{self, ngx_conf_t, ngx_cycle_t, ngx_int_t, ngx_shm_zone_t, ngx_uint_t};
+use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::ffi::c_void;
@@ -21,7 +22,7 @@ use std::hash::{Hash, Hasher};
 use std::os::raw::c_char;
 use std::ptr::NonNull;
 
-pub use amesh_shm::{hash as hash_key, Held};
+pub use amesh_shm::{hash as hash_key, Held, Slot, Stats};
 
 mod publisher;
 pub use publisher::Publisher;
@@ -232,6 +233,9 @@ pub struct Pin<'a> {
     ready: &'a Cell<bool>,
 }
 
+/// The zone that this process reads, for threads of it that are not nginx's.
+static OPENED: Mutex<Option<Region>> = Mutex::new(None);
+
 thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
     static COMPLAINTS: RefCell<HashSet<u64>> = RefCell::default();
@@ -242,17 +246,28 @@ pub fn with_worker<T>(f: impl FnOnce(&mut Worker) -> T) -> Option<T> {
     WORKER.with(|worker| worker.try_borrow_mut().ok()?.as_mut().map(f))
 }
 
+/// As [`with_worker`], in any thread of a process that reads a zone: one that is not nginx's takes a place of its own,
+/// and gives it back when it ends.
+pub fn with_thread<T>(f: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+    WORKER.with(|worker| {
+        let mut worker = worker.try_borrow_mut().ok()?;
+        if worker.is_none() {
+            *worker = (*OPENED.lock()).and_then(|region| Worker::open(region).ok());
+        }
+        worker.as_mut().map(f)
+    })
+}
+
 /// Opens the zone for this process (`init_process`).
 pub fn open_worker(_: *mut ngx_cycle_t, conf: &MainConf) -> ngx_int_t {
     // SAFETY: the zone of this cycle, initialised by init_zone.
     let opened = unsafe {
         let Some(mapped) = conf.shm_zone.as_ref().and_then(|z| z.data.cast::<Mapped>().as_ref()) else { return OK };
-        Reader::attach(mapped.region, layout_hash()).and_then(|reader| reader.register())
+        Worker::open(mapped.region).inspect(|_| *OPENED.lock() = Some(mapped.region))
     };
     match opened {
-        Ok(slot) => {
-            let tools = Tools { regexes: RegexCache::default(), random: fastrand::Rng::new(), hostname: String::new() };
-            WORKER.set(Some(Worker { slot, ready: Cell::new(false), tools }));
+        Ok(worker) => {
+            WORKER.set(Some(worker));
             OK
         }
         Err(e) => {
@@ -270,10 +285,23 @@ pub fn open_worker(_: *mut ngx_cycle_t, conf: &MainConf) -> ngx_int_t {
 
 /// Gives the worker's place in the zone back (`exit_process`).
 pub fn close_worker() {
+    *OPENED.lock() = None;
     WORKER.set(None);
 }
 
 impl Worker {
+    /// Takes a place in a zone.
+    fn open(region: Region) -> Result<Worker, amesh_shm::Error> {
+        let slot = Reader::attach(region, layout_hash())?.register()?;
+        let tools = Tools { regexes: RegexCache::default(), random: fastrand::Rng::new(), hostname: String::new() };
+        Ok(Worker { slot, ready: Cell::new(false), tools })
+    }
+
+    /// The version of the zone: one load, without a pin.
+    pub fn zone_version(&self) -> u64 {
+        self.slot.version()
+    }
+
     /// Pins the zone.
     pub fn pin(&mut self) -> (Pin<'_>, &mut Tools) {
         (Pin { pin: self.slot.pin(), slot: &self.slot, ready: &self.ready }, &mut self.tools)
@@ -371,13 +399,22 @@ impl Pin<'_> {
 
     /// Calls `f` with the name and version of every resource of a kind, in the order of names.
     pub fn for_each(&self, kind: Kind, mut f: impl FnMut(&str, u64)) {
-        let mut all: Vec<_> = self
-            .pin
-            .iter(kind as u8)
-            .filter_map(|(key, slot)| Some((std::str::from_utf8(key).ok()?, slot.version)))
-            .collect();
-        all.sort_unstable();
-        all.into_iter().for_each(|(name, version)| f(name, version));
+        for (name, slot) in self.list(kind) {
+            f(name, slot.version);
+        }
+    }
+
+    /// The slots of a kind with their names, in the order of names.
+    pub fn list(&self, kind: Kind) -> Vec<(&str, Slot<'_>)> {
+        let named = |(key, slot)| Some((std::str::from_utf8(key).ok()?, slot));
+        let mut all: Vec<_> = self.pin.iter(kind as u8).filter_map(named).collect();
+        all.sort_unstable_by_key(|(name, _)| *name);
+        all
+    }
+
+    /// The slot of a resource, as it was archived.
+    pub fn slot(&self, kind: Kind, name: &str) -> Option<Slot<'_>> {
+        self.pin.get(kind as u8, name.as_bytes())
     }
 
     /// What the thread says of itself, as JSON.
@@ -386,7 +423,7 @@ impl Pin<'_> {
     }
 
     /// Sizes and counts of the zone.
-    pub fn stats(&self) -> amesh_shm::Stats {
+    pub fn stats(&self) -> Stats {
         self.pin.stats()
     }
 

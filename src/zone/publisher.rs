@@ -61,9 +61,11 @@ impl Publisher {
     }
 
     fn fill(&mut self, batch: &Batch, out: &mut amesh_shm::Batch, cells: &mut Vec<u32>) -> Result<(), PublishError> {
+        // That of the zone when this batch is in it.
+        let version = self.writer.version() + 1;
         for item in &batch.put {
             let (bytes, named) = self.archive(item)?;
-            out.put_with_cells(item.kind as u8, item.name.as_bytes(), 0, &bytes, &named);
+            out.put_with_cells(item.kind as u8, item.name.as_bytes(), version, &bytes, &named);
             cells.extend(named);
         }
         for (kind, name) in &batch.remove {

@@ -28,6 +28,11 @@ die "use AmeshTest before Test::Nginx::Socket\n" if $INC{'Test/Nginx/Socket.pm'}
 my $modules = join '', map { "load_module $_;\n" } split ' ', delete $ENV{TEST_NGINX_LOAD_MODULES} // '';
 die "TEST_NGINX_LOAD_MODULES names no modules: give the paths of nginx's stream module and of this one\n" unless $modules;
 
+# nginx's Lua module and what it needs, where the nginx of the run has it (TEST_NGINX_LUA_MODULES names them for one that is not
+# the installed one).
+my @lua = split ' ', $ENV{TEST_NGINX_LUA_MODULES}
+    // join ' ', grep { !$ENV{TEST_NGINX_BINARY} && -e } map {"/usr/lib/nginx/modules/$_.so"} qw(ndk_http_module ngx_http_lua_module);
+
 # Ports of a suite, and where this module's configuration snippets are.
 sub ports {
     my $port = $ENV{TEST_NGINX_SERVER_PORT} // $ENV{TEST_NGINX_PORT} // 1984;
@@ -68,8 +73,13 @@ END
 }
 
 # Has the blocks of the suite use the module. http => 1: the server of a block takes what the workload sends.
+# lua => 1: with nginx's Lua module and the library of lualib/.
 sub use_amesh {
     my (%with) = @_;
+    if ($with{lua}) {
+        @lua == 2 or main::plan(skip_all => 'this nginx has no Lua module (apt-get install libnginx-mod-http-lua)');
+        $modules = join '', map({"load_module $_;\n"} @lua), $modules;
+    }
     ports();
     $ENV{TEST_NGINX_HTML_DIR} ||= main::html_dir();
     $ENV{TEST_NGINX_SERVROOT} ||= main::server_root();
@@ -88,7 +98,8 @@ sub prepare {
     # A block that writes its own is about that one.
     $main = "amesh { zone mesh 16m; server file:\$TEST_NGINX_HTML_DIR/xds; }\n$main" unless $with{bare};
     $block->set_value('main_config', "$modules$main\n");
-    $block->set_value('http_config', ($with{http} ? "upstream amesh { amesh; }\n" : '') . backend() . (value($block, 'http_config') // ''));
+    my $path = $with{lua} ? "lua_package_path '$root/lualib/?.lua;;';\n" : '';
+    $block->set_value('http_config', $path . ($with{http} ? "upstream amesh { amesh; }\n" : '') . backend() . (value($block, 'http_config') // ''));
     my $config = value($block, 'config') // '';
     $config = "amesh outbound;\n" . server_conf() . $config if $with{http};
     $block->set_value('config', $config);
