@@ -76,6 +76,8 @@ pub struct Ctx {
     pub timeouts: Timeouts,
     /// How long it may take in all, in ms; 0: for ever.
     pub max_stream_duration: u64,
+    /// How long the whole of it may take to come, in ms; 0: for ever.
+    pub request_timeout: u64,
     /// The endpoint is told so in `grpc-timeout`, in ms; 0: it is not.
     pub grpc_timeout: u64,
     /// How long nothing may come from the endpoint, in ms; 0: for ever.
@@ -213,6 +215,7 @@ impl Ctx {
             wanted: Wanted::NONE,
             timeouts: Timeouts { global: 0, per_try: 0, grpc: false },
             max_stream_duration: 0,
+            request_timeout: 0,
             grpc_timeout: 0,
             idle_timeout: 0,
             timers: std::ptr::null_mut(),

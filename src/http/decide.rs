@@ -11,6 +11,7 @@ use super::forward::{self, levels, Seen};
 use super::head::Head;
 use super::manager;
 use super::reply::{self, Flags};
+use super::timer;
 use super::{srv_conf, Mode};
 use crate::guard::guard;
 use crate::lb::{self, Protocol, Reason};
@@ -101,6 +102,9 @@ unsafe fn advance(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> ngx_int_t {
         }
         if ctx.stage == Stage::Body {
             ctx.stage = Stage::Done;
+            if ctx.request_timeout > 0 && ctx.reply.status == 0 && timer::begin_request(r, ctx).is_none() {
+                return INTERNAL_SERVER_ERROR;
+            }
             let sent_again = ctx.retries.remaining > 0 || !ctx.shadows.is_null();
             if ctx.reply.status == 0 && sent_again && (1..=BUFFER_LIMIT).contains(&(*r).headers_in.content_length_n) {
                 return read_body(r);
@@ -288,6 +292,7 @@ unsafe fn decide(
             }
         };
         ctx.managed = true;
+        ctx.request_timeout = hcm.request_timeout.to_native();
         ctx.response.manage(hcm, (*r).pool)?;
         if let Some(reason) = hcm.refuse.as_ref() {
             zone::complain(&captured_name(captured), reason);

@@ -6,7 +6,7 @@ use super::ctx::{self, Ctx};
 use super::edit::{self, Facts, ResponseEdits};
 use super::head::headers;
 use super::reply::{self, Flags};
-use super::timer::Expired;
+use super::timer::{Expired, REQUEST_TIMEOUT};
 use crate::guard::guard;
 use crate::nginx::{self, pool_str, str_of, EMPTY, ERROR, OK};
 use amesh_model::listener::{ArchivedHttpConnectionManager, ArchivedServerHeader};
@@ -240,6 +240,7 @@ unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
             Expired::Global | Expired::PerTry => (504, str_of("upstream request timeout")),
             Expired::Stream => (504, str_of("downstream duration timeout")),
             Expired::Idle => (504, str_of("stream timeout")),
+            Expired::Request => (408, str_of(REQUEST_TIMEOUT)),
             Expired::No if ctx.flags.has(Flags::UPSTREAM_PROTOCOL_ERROR) => (502, reason(PROTOCOL_ERROR)?),
             Expired::No if ctx.flags.has(Flags::UPSTREAM_TERMINATION) => (503, reason(RESET_ERROR)?),
             Expired::No if ctx.flags.has(Flags::UPSTREAM_FAILURE) && timed_out => (503, reason(CONNECT_TIMEOUT)?),

@@ -322,7 +322,7 @@ unsafe fn outcome(
             Expired::No if connected => Outcome::Reset,
             Expired::No => Outcome::ConnectFailure,
             Expired::PerTry | Expired::Global => Outcome::Timeout { connected },
-            Expired::Stream | Expired::Idle => Outcome::Unknown,
+            Expired::Stream | Expired::Idle | Expired::Request => Outcome::Unknown,
         }
     }
 }
@@ -366,7 +366,7 @@ unsafe fn tries_again(pc: &mut ngx_peer_connection_t, peer: &mut Peer, ctx: &mut
             Expired::No if is_sound(c) => (Flags::UPSTREAM_PROTOCOL_ERROR, Reset::Reset),
             Expired::No => (Flags::UPSTREAM_TERMINATION, Reset::Reset),
             Expired::PerTry | Expired::Global => (Flags::UPSTREAM_TIMEOUT, Reset::Reset),
-            Expired::Stream => (Flags::NONE, Reset::Reset),
+            Expired::Stream | Expired::Request => (Flags::NONE, Reset::Reset),
             Expired::Idle => (Flags::STREAM_IDLE, Reset::Reset),
         };
         if ctx.expired == Expired::No && connected && pc.cached() != 0 && !peer.repeated && repeatable(peer.request) {
@@ -374,8 +374,8 @@ unsafe fn tries_again(pc: &mut ngx_peer_connection_t, peer: &mut Peer, ctx: &mut
             peer.repeated = true;
             return true;
         }
-        let final_end = matches!(ctx.expired, Expired::Global | Expired::Stream | Expired::Idle);
-        if final_end || !ctx.retries.would_retry_reset(reset) || !peer.again(peer.request, ctx) {
+        let final_end = matches!(ctx.expired, Expired::Global | Expired::Stream | Expired::Idle | Expired::Request);
+        if final_end || !ctx.retries.would_retry_reset(reset) || !peer.again(peer.request, ctx, None) {
             ctx.flags = ctx.flags.with(flag);
             return false;
         }

@@ -15,7 +15,7 @@ use crate::zone;
 use amesh_dataplane::retry;
 use amesh_dataplane::route::RequestHead;
 use amesh_model::matcher::{ArchivedHeaderMatcher, HeaderMatcher};
-use amesh_model::retry::{retry_on, ArchivedRetryPolicy};
+use amesh_model::retry::{retry_on, ArchivedRateLimitedBackOff, ArchivedRetryPolicy, RateLimitedBackOff};
 use ngx::ffi::{self, ngx_event_t, ngx_http_request_t, ngx_int_t, ngx_peer_connection_t, ngx_pool_t, ngx_str_t};
 
 /// Parses the head of a response: `u->process_header`.
@@ -30,12 +30,20 @@ pub struct Wanted {
     headers: ngx_str_t,
     own_codes: ngx_str_t,
     own_headers: ngx_str_t,
+    /// `RateLimitedBackOff` as rkyv wrote it; empty: none.
+    rate_limited: ngx_str_t,
 }
 
 impl Wanted {
     /// None.
-    pub const NONE: Wanted =
-        Wanted { codes: std::ptr::null(), codes_len: 0, headers: EMPTY, own_codes: EMPTY, own_headers: EMPTY };
+    pub const NONE: Wanted = Wanted {
+        codes: std::ptr::null(),
+        codes_len: 0,
+        headers: EMPTY,
+        own_codes: EMPTY,
+        own_headers: EMPTY,
+        rate_limited: EMPTY,
+    };
 
     /// Keeps what a policy and the request's headers say. `None` when memory is out.
     pub fn keep(
@@ -73,7 +81,27 @@ impl Wanted {
                 wanted.headers = nginx::pool_aligned(pool, &bytes)?;
             }
         }
+        if let Some(limited) = policy.rate_limited.as_ref() {
+            let owned = rkyv::deserialize::<RateLimitedBackOff, rkyv::rancor::Error>(limited).ok()?;
+            wanted.rate_limited = nginx::pool_aligned(pool, &rkyv::to_bytes::<rkyv::rancor::Error>(&owned).ok()?)?;
+        }
         Some(wanted)
+    }
+
+    /// The pause that a response asks for, in ms.
+    ///
+    /// # Safety
+    /// The request's pool must be live.
+    unsafe fn reset_interval(&self, response: &ResponseHead) -> Option<u64> {
+        if self.rate_limited.len == 0 {
+            return None;
+        }
+        // SAFETY: written by keep() into the request's pool; nginx keeps its clock for as long as it runs.
+        unsafe {
+            let limited = rkyv::access_unchecked::<ArchivedRateLimitedBackOff>(nginx::bytes(self.rate_limited));
+            let now = &*ffi::ngx_cached_time;
+            retry::reset_interval(limited, response, now.sec as u64 * 1000 + now.msec as u64)
+        }
     }
 
     /// As the data plane takes it.
@@ -211,7 +239,10 @@ unsafe fn refused(r: *mut ngx_http_request_t, peer: &mut Peer) -> bool {
             let (_, tools) = worker.pin();
             ctx.retries.would_retry_response(&head, status, &ctx.wanted.view(), tools.regexes())
         });
-        would == Some(true) && peer.again(r, ctx)
+        would == Some(true) && {
+            let reset = ctx.wanted.reset_interval(&head);
+            peer.again(r, ctx, reset)
+        }
     }
 }
 
@@ -276,11 +307,12 @@ extern "C" fn on_pause_over(ev: *mut ngx_event_t) {
 }
 
 impl Peer {
-    /// Counts a retry, if there is one left and the request can be sent once more.
+    /// Counts a retry, if there is one left and the request can be sent once more. `reset` is the pause that the
+    /// response asks for.
     ///
     /// # Safety
     /// As [`watch`].
-    pub unsafe fn again(&mut self, r: *mut ngx_http_request_t, ctx: &mut Ctx) -> bool {
+    pub unsafe fn again(&mut self, r: *mut ngx_http_request_t, ctx: &mut Ctx, reset: Option<u64>) -> bool {
         // SAFETY: promised by the caller.
         unsafe {
             if (*(*r).upstream).request_sent() != 0 && (*r).request_body_no_buffering() != 0 {
@@ -290,7 +322,7 @@ impl Peer {
             let random = zone::with_worker(|worker| worker.pin().1.random()).unwrap_or(0);
             // This try is one of those under way no more.
             lb::end_retry(&mut ctx.retry);
-            match ctx.retries.next(random) {
+            match ctx.retries.next(random, reset) {
                 Some(ms) => match lb::begin_retry(&ctx.upstream()) {
                     Ok(retry) => {
                         (ctx.retry, self.retry) = (retry, Some(ms));

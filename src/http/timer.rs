@@ -1,9 +1,13 @@
 //! Time-outs that nginx has no directive for: they end what the upstream is doing as nginx's own time-outs do.
 
 use super::ctx::{self, Ctx};
+use super::reply::{self, Flags};
 use crate::guard::guard;
 use crate::nginx;
 use ngx::ffi::{self, ngx_event_t, ngx_http_request_t, ngx_msec_t};
+
+/// Envoy's body where the rest of a request did not come.
+pub const REQUEST_TIMEOUT: &str = "request timeout";
 
 /// What ended a try, or the request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +22,8 @@ pub enum Expired {
     Stream,
     /// Nothing came for too long.
     Idle,
+    /// The rest of the request did not come in time.
+    Request,
 }
 
 /// The timers of a request, in its pool.
@@ -26,6 +32,7 @@ pub struct Timers {
     per_try: ngx_event_t,
     stream: ngx_event_t,
     pause: ngx_event_t,
+    request: ngx_event_t,
 }
 
 impl Timers {
@@ -37,7 +44,8 @@ impl Timers {
         // SAFETY: promised by the caller.
         unsafe {
             if let Some(t) = timers.as_mut() {
-                [&mut t.global, &mut t.per_try, &mut t.stream, &mut t.pause].into_iter().for_each(|ev| stop(ev));
+                let all = [&mut t.global, &mut t.per_try, &mut t.stream, &mut t.pause, &mut t.request];
+                all.into_iter().for_each(|ev| stop(ev));
             }
         }
     }
@@ -68,6 +76,21 @@ unsafe fn stop(ev: &mut ngx_event_t) {
     if ev.timer_set() != 0 {
         // SAFETY: the event is in nginx's tree of timers.
         unsafe { ffi::ngx_del_timer(ev) };
+    }
+}
+
+/// Has a request whose body is still to come end when its time is over. `None` when memory is out.
+///
+/// # Safety
+/// `r` must be live, with the context `ctx`.
+pub unsafe fn begin_request(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
+    // SAFETY: promised by the caller.
+    unsafe {
+        if (*r).headers_in.content_length_n > 0 || (*r).headers_in.chunked() != 0 {
+            let left = ctx.request_timeout.saturating_sub(age(r)).max(1);
+            start(r, &mut timers(r, ctx)?.request, on_request, left);
+        }
+        Some(())
     }
 }
 
@@ -154,6 +177,28 @@ extern "C" fn on_stream(ev: *mut ngx_event_t) {
     expire(ev, Expired::Stream);
 }
 
+extern "C" fn on_request(ev: *mut ngx_event_t) {
+    guard("the time-out of a request", (), || {
+        // SAFETY: as in `expire`; a request that still reads its body has taken nobody else's place.
+        unsafe {
+            let r = (*ev).data.cast::<ngx_http_request_t>();
+            let body = (*r).request_body;
+            if body.is_null() || (*body).rest == 0 || (*r).header_sent() != 0 {
+                return;
+            }
+            if !(*r).upstream.is_null() {
+                return expire(ev, Expired::Request);
+            }
+            // It is held until it is complete, see `decide::read_body`.
+            if let Some(ctx) = ctx::ctx(r) {
+                ctx.refuse(408, Flags::NONE, REQUEST_TIMEOUT);
+                (*r).read_event_handler = Some(ffi::ngx_http_block_reading);
+                ffi::ngx_http_finalize_request(r, reply::local(r, &ctx.reply, ctx.grpc));
+            }
+        }
+    });
+}
+
 fn expire(ev: *mut ngx_event_t, which: Expired) {
     guard("a time-out", (), || {
         // SAFETY: nginx hands in a timer that `start` set, whose request is live: its end stops the timer.
@@ -165,7 +210,7 @@ fn expire(ev: *mut ngx_event_t, which: Expired) {
                 // The upstream is through, only the client is still reading.
                 return;
             }
-            if which != Expired::Stream {
+            if !matches!(which, Expired::Stream | Expired::Request) {
                 if (*u).upgrade() != 0 {
                     return;
                 }

@@ -3,7 +3,7 @@
 use crate::regex::RegexCache;
 use crate::route::{any_header_matches, RequestHead};
 use amesh_model::matcher::ArchivedHeaderMatcher;
-use amesh_model::retry::{retry_on, ArchivedRetryPolicy};
+use amesh_model::retry::{retry_on, ArchivedRateLimitedBackOff, ArchivedRetryPolicy};
 
 /// Why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,14 +117,35 @@ impl Retries {
             || on(retry_on::GRPC) && grpc_status(response).is_some_and(|status| on(grpc_bit(status)))
     }
 
-    /// Counts a retry. The pause before it in ms, drawn from `random`; `None`: all retries are used up.
-    pub fn next(&mut self, random: u64) -> Option<u64> {
+    /// Counts a retry. The pause before it in ms, drawn from `random`; `None`: all retries are used up. `reset` is
+    /// what the response asks for (see [`reset_interval`]); such a pause makes the next one no longer.
+    pub fn next(&mut self, random: u64, reset: Option<u64>) -> Option<u64> {
         self.remaining = self.remaining.checked_sub(1)?;
+        if let Some(ms) = reset {
+            // `JitteredLowerBoundBackOffStrategy`: up to half as much again, and no less.
+            return Some(ms.saturating_add(random % (ms / 2).max(1)));
+        }
         let (base, max) = self.intervals;
         let interval = base.saturating_mul(1 << self.pauses.min(20)).min(max).max(1);
         self.pauses += 1;
         Some(random % interval)
     }
+}
+
+/// The pause that a response asks for, in ms (`ResetHeaderParserImpl::parseInterval`). `now` is the time of the Unix
+/// epoch in ms.
+pub fn reset_interval(policy: &ArchivedRateLimitedBackOff, response: &impl RequestHead, now: u64) -> Option<u64> {
+    let interval = policy.reset_headers.iter().find_map(|header| {
+        let value = response.first_value(&header.name)?;
+        let seconds: u64 = std::str::from_utf8(value).ok()?.trim().parse().ok()?;
+        let ms = match header.unix_timestamp {
+            false => seconds.saturating_mul(1000),
+            true if seconds < now / 1000 => return None,
+            true => seconds.saturating_mul(1000).saturating_sub(now),
+        };
+        (ms <= policy.max_interval.to_native()).then_some(ms)
+    });
+    interval.filter(|ms| *ms > 1)
 }
 
 /// Statuses and headers for which a response is not taken.
@@ -178,12 +199,22 @@ mod tests {
         let longest: Vec<_> = std::iter::from_fn(|| {
             // The largest number below each interval.
             let mut copy = retries;
-            let max = (0..1000).filter_map(|n| copy.clone().next(n)).max();
-            copy.next(0)?;
+            let max = (0..1000).filter_map(|n| copy.clone().next(n, None)).max();
+            copy.next(0, None)?;
             retries = copy;
             max
         })
         .collect();
         assert_eq!(longest, [24, 49, 99, 199, 249, 249]);
+    }
+
+    #[test]
+    fn a_pause_that_is_asked_for_is_no_shorter_and_counts_for_no_other() {
+        let mut retries = Retries { remaining: 3, intervals: (25, 250), ..Retries::default() };
+        let drawn: Vec<_> = (0..2000).filter_map(|n| retries.clone().next(n, Some(1000))).collect();
+        assert_eq!((drawn.iter().min(), drawn.iter().max()), (Some(&1000), Some(&1499)));
+        retries.next(0, Some(1000));
+        assert_eq!(retries.next(24, None), Some(24), "the first interval is still to come");
+        assert_eq!((retries.next(0, Some(2)), retries.next(0, Some(2))), (Some(2), None));
     }
 }

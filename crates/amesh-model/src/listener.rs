@@ -179,6 +179,8 @@ pub struct HttpConnectionManager {
     pub stream_idle_timeout: u64,
     /// How long a stream may last, in ms; 0: for ever (`common_http_protocol_options.max_stream_duration`).
     pub max_stream_duration: u64,
+    /// How long the whole of a request may take to come, in ms; 0: for ever.
+    pub request_timeout: u64,
     /// Filters, in their order.
     pub filters: Vec<HttpFilter>,
     /// `x-envoy-expected-rq-timeout-ms` of a request counts like `x-envoy-upstream-rq-timeout-ms`

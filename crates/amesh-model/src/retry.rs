@@ -29,6 +29,26 @@ pub struct RetryPolicy {
     pub previous_hosts: bool,
     /// How often another endpoint is looked for, where the policy of the cluster is a hash; 1 by default.
     pub host_selection_retry_max_attempts: u32,
+    /// The response may say how long the pause is.
+    pub rate_limited: Option<RateLimitedBackOff>,
+}
+
+/// A pause that the response asks for (`RetryPolicy.RateLimitedRetryBackOff`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct RateLimitedBackOff {
+    /// The first that says something is taken; never empty.
+    pub reset_headers: Vec<ResetHeader>,
+    /// Longer pauses are not believed, in ms; Envoy's default is five minutes.
+    pub max_interval: u64,
+}
+
+/// `RetryPolicy.ResetHeader`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ResetHeader {
+    /// The header (lower case).
+    pub name: String,
+    /// It holds the second of the Unix epoch at which the limit ends (`UNIX_TIMESTAMP`), not the seconds until then.
+    pub unix_timestamp: bool,
 }
 
 /// The conditions of `RetryPolicy.retry_on`.

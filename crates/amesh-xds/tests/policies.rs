@@ -59,6 +59,21 @@ fn a_retry_policy_is_read_and_inherited() {
 }
 
 #[test]
+fn a_response_may_say_when_to_try_again() {
+    let policy = |p: &str| format!("retry_policy: {{retry_on: 5xx, rate_limited_retry_back_off: {{{p}}}}}");
+    let read = |p: &str| action("", &policy(p)).retry.rate_limited.unwrap();
+    let limited = read("reset_headers: [{name: Retry-After}, {name: X-Reset, format: UNIX_TIMESTAMP}]");
+    let headers: Vec<_> = limited.reset_headers.iter().map(|h| (h.name.as_str(), h.unix_timestamp)).collect();
+    assert_eq!((headers, limited.max_interval), (vec![("retry-after", false), ("x-reset", true)], 300_000));
+    assert_eq!(read("reset_headers: [{name: a}], max_interval: 2s").max_interval, 2000);
+    let at = |field: &str| format!("retry_policy.rate_limited_retry_back_off.{field}");
+    rejects(&policy(""), &at("reset_headers"), "is empty");
+    rejects(&policy("reset_headers: [{name: 'a b'}]"), &at("reset_headers[0].name"), "no name of a header");
+    rejects(&policy("reset_headers: [{name: a, format: 7}]"), &at("reset_headers[0].format"), "7 is no value");
+    rejects(&policy("reset_headers: [{name: a}], max_interval: 0s"), &at("max_interval"), "");
+}
+
+#[test]
 fn nonsense_of_a_retry_policy_is_named() {
     rejects("retry_policy: {retriable_status_codes: [200, 70000]}", "retry_policy.retriable_status_codes[1]", "70000");
     rejects("retry_policy: {retry_back_off: {}}", "retry_policy.retry_back_off.base_interval", "not set");

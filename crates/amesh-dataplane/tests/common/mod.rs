@@ -228,6 +228,7 @@ pub fn hcm() -> HttpConnectionManager {
         refuse: None,
         suppress_envoy_headers: false,
         max_stream_duration: 0,
+        request_timeout: 0,
         filters: vec![],
         respect_expected_rq_timeout: false,
     }

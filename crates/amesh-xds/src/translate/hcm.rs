@@ -86,8 +86,8 @@ pub(super) fn manager(
     ignored!(notes, "there is no tracing"; tracing);
     ignored!(notes, "nginx's own limits and time-outs hold";
         http1_safe_max_connection_duration, http_protocol_options, http2_protocol_options, http3_protocol_options,
-        max_request_headers_kb, stream_flush_timeout, request_timeout, request_headers_timeout, drain_timeout,
-        drain_timeout_jitter, delayed_close_timeout, stream_error_on_invalid_http_message, proxy_100_continue);
+        max_request_headers_kb, stream_flush_timeout, drain_timeout, drain_timeout_jitter, delayed_close_timeout, stream_error_on_invalid_http_message, proxy_100_continue);
+    ignored!(notes, "client_header_timeout of nginx says how long headers may take"; request_headers_timeout);
     ignored!(notes, "nginx writes its own access logs";
         access_log, access_log_flush_interval, flush_access_log_on_new_request, access_log_options);
     ignored!(notes, "x-forwarded-client-cert is taken off: there is no client certificate";
@@ -175,6 +175,7 @@ pub(super) fn manager(
         websocket,
         stream_idle_timeout: millis(stream_idle_timeout, "stream_idle_timeout", notes)?.unwrap_or(300_000),
         max_stream_duration,
+        request_timeout: millis(request_timeout, "request_timeout", notes)?.unwrap_or(0),
         refuse,
         suppress_envoy_headers: filters.suppress_envoy_headers,
         respect_expected_rq_timeout: filters.respect_expected_rq_timeout,

@@ -1,9 +1,9 @@
 //! `RetryPolicy`.
 
 use super::notes::ignored;
-use super::value::{millis, positive_millis, type_name, u32_or};
-use super::{matcher, Invalid, Notes};
-use amesh_model::retry::{retry_on, RetryPolicy};
+use super::value::{enumeration, millis, positive_millis, type_name, u32_or};
+use super::{format, matcher, Invalid, Notes};
+use amesh_model::retry::{retry_on, RateLimitedBackOff, ResetHeader, RetryPolicy};
 use envoy_types::pb::envoy::config::route::v3 as pb;
 
 const PREVIOUS_HOSTS: &str = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
@@ -27,7 +27,6 @@ pub(super) fn policy(policy: &pb::RetryPolicy, notes: &mut Notes) -> Result<Retr
         refresh_cluster_on_retry,
     } = policy;
     ignored!(notes, "a retry goes to the priority that a first try would go to"; retry_priority);
-    ignored!(notes, "the pause before a retry is drawn, not taken from the response"; rate_limited_retry_back_off);
     ignored!(notes, "a retry goes to the route's cluster"; retry_options_predicates, refresh_cluster_on_retry);
     let (base_interval, max_interval) = match retry_back_off {
         None => (25, 250),
@@ -54,6 +53,31 @@ pub(super) fn policy(policy: &pb::RetryPolicy, notes: &mut Notes) -> Result<Retr
             0 => 1,
             n => u32::try_from(*n).unwrap_or(u32::MAX),
         },
+        rate_limited: rate_limited_retry_back_off
+            .as_ref()
+            .map(|b| notes.within("rate_limited_retry_back_off", |n| rate_limited(b, n)))
+            .transpose()?,
+    })
+}
+
+/// Which headers of a response say how long the pause is.
+fn rate_limited(
+    b: &pb::retry_policy::RateLimitedRetryBackOff,
+    notes: &mut Notes,
+) -> Result<RateLimitedBackOff, Invalid> {
+    use pb::retry_policy::{ResetHeader as Header, ResetHeaderFormat as Format};
+    let pb::retry_policy::RateLimitedRetryBackOff { reset_headers, max_interval } = b;
+    if reset_headers.is_empty() {
+        return Err(notes.invalid("reset_headers", "is empty"));
+    }
+    Ok(RateLimitedBackOff {
+        reset_headers: notes.list("reset_headers", reset_headers, |Header { name, format }, n| {
+            Ok(ResetHeader {
+                name: format::name(name, "name", n)?,
+                unix_timestamp: enumeration::<Format>(*format, "format", n)? == Format::UnixTimestamp,
+            })
+        })?,
+        max_interval: positive_millis(max_interval, "max_interval", notes)?.unwrap_or(300_000),
     })
 }
 
