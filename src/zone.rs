@@ -57,6 +57,14 @@ pub fn clock() -> u32 {
     (now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000) as u32
 }
 
+/// The clock of token buckets, of all processes of this host: monotonic, ns.
+pub fn clock_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: as in `clock`.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 const _: () = assert!(amesh_shm::WORDS == amesh_model::vitals::WORDS);
 
 /// A zone as this process sees it. Made once a zone, never freed: old workers may still use it.

@@ -7,6 +7,7 @@ use amesh_dataplane::listener::{ConnectionInfo, Direction, Transport};
 use ngx::ffi::{self, ngx_connection_t, ngx_listening_t, ngx_pool_t, ngx_str_t};
 use std::ffi::c_void;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 
 /// A captured connection. Lives in its connection's pool; the front door makes it, or the first request.
 pub struct Captured {
@@ -28,6 +29,8 @@ pub struct Captured {
     pub listener: ngx_str_t,
     /// Index of the filter chain, `usize::MAX` for the default one.
     pub chain: usize,
+    /// How full its token bucket is, where a rate limit is one of connections.
+    pub tokens: AtomicU64,
 }
 
 impl Captured {
@@ -111,6 +114,7 @@ pub unsafe fn observe(c: *mut ngx_connection_t, direction: Direction) -> Option<
             matched_at: 0,
             listener: nginx::EMPTY,
             chain: 0,
+            tokens: AtomicU64::new(0),
         })
     }
 }

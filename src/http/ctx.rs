@@ -102,6 +102,8 @@ pub struct Ctx {
     pub retry: Retry,
     /// The location's own upstream configuration, null before the first try.
     pub upstream_conf: *mut ffi::ngx_http_upstream_conf_t,
+    /// Longest body in bytes, which is held until it is complete; 0: it is not held.
+    pub max_request_bytes: u32,
     /// The answer that is given without an upstream; status 0: none.
     pub reply: Reply,
     /// What is done to the response.
@@ -228,6 +230,7 @@ impl Ctx {
             picked: None,
             retry: Retry::NONE,
             upstream_conf: std::ptr::null_mut(),
+            max_request_bytes: 0,
             reply: Reply::NONE,
             response: filter::Response::new(),
             replaced: false,

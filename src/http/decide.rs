@@ -3,9 +3,11 @@
 //! It runs before content: everything that Envoy answers without an upstream is answered here. A request goes through
 //! its stages ([`Stage`]) and may have to wait in two of them; nginx then runs the phase again.
 
+use super::body;
 use super::capture::{self, Captured};
+use super::chain::Chain;
 use super::ctx::{ctx, ctx_or_new, Ctx, Stage};
-use super::edit::{self, Facts, ResponseEdits};
+use super::edit::{Facts, ResponseEdits};
 use super::filter;
 use super::forward::{self, levels, Seen};
 use super::head::Head;
@@ -15,14 +17,12 @@ use super::timer;
 use super::{srv_conf, Mode};
 use crate::guard::guard;
 use crate::lb::{self, Protocol, Reason};
-use crate::nginx::{self, pool_str, AGAIN, DECLINED, DONE, EMPTY, ERROR, OK};
+use crate::nginx::{self, pool_str, AGAIN, DECLINED, EMPTY, ERROR, OK};
 use crate::zone::{self, Worker};
 use amesh_dataplane::header::Levels;
 use amesh_dataplane::listener::{self, Direction};
 use amesh_dataplane::path::{self, PathError};
 use amesh_dataplane::route::{self, Decision, RequestHead};
-use amesh_dataplane::{cors, fault};
-use amesh_model::filter::ArchivedHttpFilter;
 use amesh_model::listener::{ArchivedChainAction, ArchivedListener, ArchivedRouteSpecifier};
 use amesh_model::route::ArchivedRouteTable;
 use ngx::ffi::{self, ngx_http_request_t, ngx_int_t, ngx_uint_t};
@@ -106,8 +106,15 @@ unsafe fn advance(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> ngx_int_t {
                 return INTERNAL_SERVER_ERROR;
             }
             let sent_again = ctx.retries.remaining > 0 || !ctx.shadows.is_null();
-            if ctx.reply.status == 0 && sent_again && (1..=BUFFER_LIMIT).contains(&(*r).headers_in.content_length_n) {
-                return read_body(r);
+            let length = (*r).headers_in.content_length_n;
+            if ctx.reply.status == 0 && ctx.max_request_bytes > 0 && body::is_there(r) {
+                if length <= ctx.max_request_bytes.into() {
+                    body::limit(r, ctx.max_request_bytes);
+                    return body::hold(r);
+                }
+                ctx.refuse(413, Flags::NONE, body::TOO_LARGE);
+            } else if ctx.reply.status == 0 && sent_again && (1..=BUFFER_LIMIT).contains(&length) {
+                return body::hold(r);
             }
         }
         if ctx.reply.status != 0 {
@@ -134,28 +141,6 @@ unsafe fn http2_location(r: *mut ngx_http_request_t) -> bool {
         }
         false
     }
-}
-
-/// Reads the body, as nginx's mirror module does, and comes back to this phase.
-unsafe fn read_body(r: *mut ngx_http_request_t) -> ngx_int_t {
-    // SAFETY: the request is live, and in this phase.
-    unsafe {
-        let rc = ffi::ngx_http_read_client_request_body(r, Some(body_is_read));
-        if rc >= ffi::NGX_HTTP_SPECIAL_RESPONSE as ngx_int_t {
-            return rc;
-        }
-        ffi::ngx_http_finalize_request(r, DONE);
-        DONE
-    }
-}
-
-extern "C" fn body_is_read(r: *mut ngx_http_request_t) {
-    // SAFETY: nginx hands in a live request, whose phases it ran up to here.
-    guard("the body of a request", (), || unsafe {
-        (*r).set_preserve_body(1);
-        (*r).write_event_handler = Some(ffi::ngx_http_core_run_phases);
-        ffi::ngx_http_core_run_phases(r);
-    });
 }
 
 /// Has the request wait, as nginx's limit_req module does.
@@ -344,7 +329,9 @@ unsafe fn decide(
         ctx.virtual_cluster = pool_str((*r).pool, group.unwrap_or_default().as_bytes())?;
         let seen = Seen { request: r, captured, managed, hcm, table, path: &path, raw };
         prepare(&seen, ctx, &decision)?;
-        filters(&seen, &head, tools, ctx, &decision)?;
+        if !hcm.filters.is_empty() {
+            Chain { seen: &seen, head: &head, pin: &pin, tools, decision: &decision }.run(ctx)?;
+        }
         if ctx.reply.status == 0 {
             // A request to a cluster that is not there stays as it is: its headers may be quoted in the response.
             match &decision {
@@ -366,78 +353,6 @@ unsafe fn decide(
         }
         Some(())
     }
-}
-
-/// The filters in front of the router, in their order; the first that answers ends it. `None` when memory is out.
-unsafe fn filters(
-    seen: &Seen<'_>,
-    head: &Head<'_>,
-    tools: &mut zone::Tools,
-    ctx: &mut Ctx,
-    decision: &Decision<'_>,
-) -> Option<()> {
-    if seen.hcm.filters.is_empty() {
-        return Some(());
-    }
-    // SAFETY: the request is live.
-    let pool = unsafe { (*seen.request).pool };
-    let route = decision.route();
-    for filter in seen.hcm.filters.iter() {
-        match filter {
-            ArchivedHttpFilter::Fault(of_filter) => {
-                let fault = route.and_then(|route| route.fault.as_deref()).unwrap_or(of_filter);
-                if fault.delay.is_none() && fault.abort.is_none() {
-                    continue;
-                }
-                let cluster = match decision {
-                    Decision::Forward(forward) => Some(forward.cluster.as_ref()),
-                    _ => None,
-                };
-                if !fault::applies(fault, cluster, head, tools.regexes()) {
-                    continue;
-                }
-                let ms = fault::delay(fault, head, tools.random());
-                if ms > 0 {
-                    ctx.delay += ms;
-                    ctx.flags = ctx.flags.with(Flags::DELAY_INJECTED);
-                }
-                if let Some(abort) = fault::abort(fault, head, tools.random()) {
-                    ctx.refuse(abort.status, Flags::FAULT_INJECTED, "");
-                    ctx.reply.grpc_status = abort.grpc_status;
-                    ctx.reply.body = pool_str(pool, abort.body.as_bytes())?;
-                    return Some(());
-                }
-            }
-            ArchivedHttpFilter::Cors => {
-                // Answers of the router itself are none of its business.
-                let Decision::Forward(forward) = decision else { continue };
-                let Some(cors) = forward.route.1.cors.as_deref() else { continue };
-                let verdict = cors::verdict(cors, head, tools.regexes());
-                // SAFETY: the value lives as long as the request.
-                let origin = unsafe { edit::request_header(seen.request, b"origin") }.unwrap_or_default();
-                let origin = std::str::from_utf8(origin).unwrap_or_default();
-                match verdict {
-                    cors::Verdict::Pass => {}
-                    cors::Verdict::Answered => {
-                        for (name, value) in cors::response_headers(cors, origin) {
-                            ctx.response.set(pool, name, value)?;
-                        }
-                    }
-                    cors::Verdict::Preflight | cors::Verdict::Denied => {
-                        let denied = verdict == cors::Verdict::Denied;
-                        for (name, value) in cors::preflight_headers(cors, origin, denied, head) {
-                            ctx.response.set(pool, name, value)?;
-                        }
-                        ctx.response.edits = ResponseEdits::NONE;
-                        ctx.refuse(200, Flags::NONE, "");
-                        ctx.reply.headers_only = true;
-                        return Some(());
-                    }
-                }
-            }
-        }
-    }
-    Some(())
 }
 
 /// Remembers where a request belongs, and what is done to its response. `None` when memory is out.

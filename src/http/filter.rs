@@ -1,7 +1,9 @@
 //! The response filters: what the connection manager and the route say of a response, and Envoy's words where nginx
 //! would send its own error page.
 
+use super::body;
 use super::capture;
+use super::chain::Rate;
 use super::ctx::{self, Ctx};
 use super::edit::{self, Facts, ResponseEdits};
 use super::head::headers;
@@ -9,6 +11,7 @@ use super::reply::{self, Flags};
 use super::timer::{Expired, REQUEST_TIMEOUT};
 use crate::guard::guard;
 use crate::nginx::{self, pool_str, str_of, EMPTY, ERROR, OK};
+use amesh_dataplane::bucket::Level;
 use amesh_model::listener::{ArchivedHttpConnectionManager, ArchivedServerHeader};
 use ngx::ffi::{self, ngx_chain_t, ngx_http_request_t, ngx_int_t, ngx_pool_t, ngx_str_t, ngx_table_elt_t};
 use std::sync::OnceLock;
@@ -50,6 +53,10 @@ pub struct Response {
     server_name: ngx_str_t,
     /// Edits of the route.
     pub edits: ResponseEdits,
+    /// Edits of a filter that answers, after those.
+    pub local_edits: ResponseEdits,
+    /// The bucket whose level is told.
+    pub rate: Option<Rate>,
     /// `x-request-id` of the response; empty: none.
     pub request_id: ngx_str_t,
     /// `via`; empty: none.
@@ -72,6 +79,8 @@ impl Response {
             server: Server::Untouched,
             server_name: EMPTY,
             edits: ResponseEdits::NONE,
+            local_edits: ResponseEdits::NONE,
+            rate: None,
             request_id: EMPTY,
             via: EMPTY,
             service_time: false,
@@ -178,6 +187,10 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         if !u.is_null() && !answered && ctx.reply.status == 0 {
             local_error(r, ctx)?;
         }
+        let too_large = (*r).headers_out.status as u32 == ffi::NGX_HTTP_REQUEST_ENTITY_TOO_LARGE;
+        if u.is_null() && too_large && ctx.max_request_bytes > 0 && ctx.reply.status == 0 {
+            replace(r, ctx, 413, str_of(body::TOO_LARGE))?;
+        }
         // A retry that was not allowed is no overload: then it is the former failure that is told of.
         let failed = [Flags::UPSTREAM_FAILURE, Flags::UPSTREAM_TERMINATION, Flags::UPSTREAM_TIMEOUT];
         let overloaded = ctx.flags.has(Flags::UPSTREAM_OVERFLOW) && !failed.iter().any(|f| ctx.flags.has(*f));
@@ -199,6 +212,7 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         }
         let captured = capture::find((*r).connection).map(|c| &*c);
         ctx.response.edits.apply(&Facts { request: r, ctx, captured })?;
+        ctx.response.local_edits.apply(&Facts { request: r, ctx, captured })?;
         if ctx.response.via.len > 0 {
             reply::push_header(r, str_of("via"), ctx.response.via)?;
         }
@@ -213,6 +227,16 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
                 reply::push_header(r, str_of(header.name), header.value)?;
             }
             added = header.next;
+        }
+        if let Some(level) = ctx.response.rate.and_then(|rate| rate.level()) {
+            let Level { limit, remaining, reset } = level;
+            for (name, value) in [
+                ("x-ratelimit-limit", limit.into()),
+                ("x-ratelimit-remaining", remaining.into()),
+                ("x-ratelimit-reset", reset),
+            ] {
+                reply::push_header(r, str_of(name), pool_str((*r).pool, value.to_string().as_bytes())?)?;
+            }
         }
         // After the route's edits: the connection manager has the last word, as Envoy's encodeHeaders.
         let date = (*r).headers_out.date;
@@ -249,6 +273,19 @@ unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
             Expired::No if ctx.flags.has(Flags::NO_CLUSTER) => (ctx.cluster_not_found, EMPTY),
             Expired::No => (503, str_of("no healthy upstream")),
         };
+        let timed_out = matches!(ctx.expired, Expired::Global | Expired::PerTry);
+        let (status, text) = match ctx.alt_response && timed_out && !ctx.grpc {
+            true => (204, EMPTY),
+            false => (status, text),
+        };
+        replace(r, ctx, status, text)
+    }
+}
+
+/// Puts an answer of Envoy's in the place of nginx's own. `None` when memory is out.
+unsafe fn replace(r: *mut ngx_http_request_t, ctx: &mut Ctx, status: u16, text: ngx_str_t) -> Option<()> {
+    // SAFETY: as above.
+    unsafe {
         if ctx.grpc {
             (*r).err_status = 200;
             let out = &mut (*r).headers_out;
@@ -266,8 +303,6 @@ unsafe fn local_error(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
             let status = if ctx.expired == Expired::Stream { 4 } else { reply::grpc_status(status) };
             return reply::grpc_head(r, status, text);
         }
-        let timed_out = matches!(ctx.expired, Expired::Global | Expired::PerTry);
-        let (status, text) = if ctx.alt_response && timed_out { (204, EMPTY) } else { (status, text) };
         let status = ffi::ngx_uint_t::from(status);
         // $status reads this first.
         (*r).err_status = status;

@@ -1,7 +1,9 @@
 //! The http module: `amesh outbound|inbound|internal;` in a server, `amesh;` in an upstream, the phase handler,
 //! the filters and the variables.
 
+pub mod body;
 pub mod capture;
+pub mod chain;
 pub mod ctx;
 pub mod decide;
 pub mod edit;

@@ -40,8 +40,11 @@ impl Flags {
     /// `UO`: the cluster has no room for more.
     pub const UPSTREAM_OVERFLOW: Flags = Self::one(14);
 
-    const NAMES: [&'static str; 14] =
-        ["UH", "UT", "UF", "UC", "NR", "DI", "FI", "DC", "URX", "SI", "UPE", "NC", "REFUSED", "UO"];
+    /// `RL`: there was no token for it.
+    pub const RATE_LIMITED: Flags = Self::one(15);
+
+    const NAMES: [&'static str; 15] =
+        ["UH", "UT", "UF", "UC", "NR", "DI", "FI", "DC", "URX", "SI", "UPE", "NC", "REFUSED", "UO", "RL"];
 
     const fn one(number: u8) -> Flags {
         Flags([number, 0, 0, 0, 0, 0, 0, 0])

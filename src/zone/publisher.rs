@@ -4,6 +4,7 @@ use super::{layout_hash, Alias};
 use crate::listening;
 use amesh_model::address::Address;
 use amesh_model::batch::{Batch, Item, Value};
+use amesh_model::bucket::TokenBucket;
 use amesh_model::cluster::Cluster;
 use amesh_model::vitals::{ClusterVitals, EndpointVitals};
 use amesh_shm::{Error, Writer};
@@ -35,7 +36,21 @@ impl Publisher {
     /// Archives one resource, with its cells of counters filled in; and which cells those are.
     fn archive(&mut self, item: &Item) -> Result<(AlignedVec, Vec<u32>), PublishError> {
         let mut cells = Vec::new();
-        let bytes = match &item.value {
+        let with_buckets;
+        let value = if item.value.has_buckets() {
+            let mut value = item.value.clone();
+            value.buckets(&mut |bucket| {
+                bucket.cell = self.cell(&mut cells, &bucket_key(item, bucket))?;
+                Ok::<_, PublishError>(())
+            })?;
+            cells.sort_unstable();
+            cells.dedup();
+            with_buckets = value;
+            &with_buckets
+        } else {
+            &item.value
+        };
+        let bytes = match value {
             Value::Listener(v) => rkyv::to_bytes::<ArchiveError>(v),
             Value::RouteTable(v) => rkyv::to_bytes::<ArchiveError>(v),
             Value::ListenerIndex(v) => rkyv::to_bytes::<ArchiveError>(v),
@@ -93,6 +108,13 @@ fn cluster_key(cluster: &str) -> Vec<u8> {
 /// Key of an endpoint's cell.
 fn endpoint_key(cluster: &str, to: &Address) -> Vec<u8> {
     [b"endpoint/", cluster.as_bytes(), b"/", to.to_string().as_bytes()].concat()
+}
+
+/// Key of a token bucket's cell. A bucket with other numbers is another.
+fn bucket_key(item: &Item, bucket: &TokenBucket) -> Vec<u8> {
+    let TokenBucket { max_tokens, tokens_per_fill, fill_interval, place, cell: _ } = bucket;
+    let kind = item.kind as u8;
+    format!("bucket/{kind}/{}/{place}/{max_tokens}/{tokens_per_fill}/{fill_interval}", item.name).into_bytes()
 }
 
 impl Vitals for Publisher {

@@ -9,7 +9,7 @@
       - GET /path
       - {path: /path, method: GET, host: mesh.test, headers: {name: value}, body: text, ...}
 
-More of a request: `name`; `headers` as a list of pairs; `chunked: true`; `raw: "GET / HTTP/1.1\\r\\n..."`, the whole request, where
+More of a request: `name`; `headers` as a list of pairs; `long: 90000`, a body of so many bytes; `chunked: true`; `raw: "GET / HTTP/1.1\\r\\n..."`, the whole request, where
 {id} stands for the test's id; `upstream: [...]`, the script of the endpoints (see upstream.py); `at_least: 0.3`, seconds that each
 subject takes; `gone: 0.2`, seconds after which the client goes away; `wait: 0.3`, seconds until all is thought to have reached the
 endpoints; `from: 127.0.0.9`, the client's address; `repeat: 20`, so many requests, in which {n} is a number; `shares: 2000`, so
@@ -85,6 +85,8 @@ def requests(one):
     one = dict(one)
     repeat = one.pop("repeat", None)
     one["source"] = one.pop("from", "127.0.0.1")
+    if "long" in one:
+        one["body"] = "x" * one.pop("long")
     one["headers"] = pairs(one.get("headers", {}))
     if "name" not in one:
         said = [f"{name}: {value}" for name, value in one["headers"]]

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bucket;
 pub mod cors;
 pub mod fault;
 mod format;

@@ -1,5 +1,7 @@
 //! HTTP filters that the data plane carries out itself, and what routes say to them.
 
+use crate::bucket::TokenBucket;
+use crate::header::HeaderEdits;
 use crate::matcher::{Fraction, HeaderMatcher, StringMatcher};
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -10,6 +12,34 @@ pub enum HttpFilter {
     Fault(Fault),
     /// `extensions.filters.http.cors.v3.Cors`: answers for routes that have a [`Cors`].
     Cors,
+    /// `extensions.filters.http.local_ratelimit.v3.LocalRateLimit`, for routes that say nothing of their own.
+    LocalRateLimit(LocalRateLimit),
+    /// `extensions.filters.http.buffer.v3.Buffer`: longest body in bytes (0: not held), for routes that say nothing of
+    /// their own.
+    Buffer(u32),
+}
+
+/// A limit on how many requests this node lets through (`extensions.filters.http.local_ratelimit.v3.LocalRateLimit`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct LocalRateLimit {
+    /// Each request takes a token; `None`: there is no limit.
+    pub bucket: Option<TokenBucket>,
+    /// The bucket is not shared, each connection has one (`local_rate_limit_per_downstream_connection`).
+    pub per_connection: bool,
+    /// Of how many requests (`filter_enabled`).
+    pub enabled: Fraction,
+    /// Of how many of those a request without a token is answered, not only marked (`filter_enforced`).
+    pub enforced: Fraction,
+    /// The answer; 429 by default.
+    pub status: u16,
+    /// The status of gRPC is RESOURCE_EXHAUSTED (`rate_limited_as_resource_exhausted`).
+    pub resource_exhausted: bool,
+    /// Edits of requests that go on without a token, and of the answer.
+    pub headers: HeaderEdits,
+    /// An answer of 429 says when there is a token again (`enable_retry_after_header`).
+    pub retry_after: bool,
+    /// Responses tell how full the bucket is (`enable_x_ratelimit_headers`).
+    pub tell: bool,
 }
 
 /// Fault injection (`extensions.filters.http.fault.v3.HTTPFault`).

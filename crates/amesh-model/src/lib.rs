@@ -15,6 +15,7 @@
 
 pub mod address;
 pub mod batch;
+pub mod bucket;
 pub mod cluster;
 pub mod endpoint;
 pub mod filter;

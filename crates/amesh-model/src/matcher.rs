@@ -267,6 +267,13 @@ pub struct Fraction {
     pub denominator: u32,
 }
 
+impl Default for Fraction {
+    /// None.
+    fn default() -> Fraction {
+        Fraction { numerator: 0, denominator: 100 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

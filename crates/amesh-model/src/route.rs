@@ -1,6 +1,6 @@
 //! Route tables (`config.route.v3`).
 
-use crate::filter::{Cors, Fault};
+use crate::filter::{Cors, Fault, LocalRateLimit};
 use crate::hash_policy::HashPolicy;
 use crate::header::{Format, HeaderEdits};
 use crate::matcher::{
@@ -115,6 +115,10 @@ pub struct Route {
     pub fault: Option<Box<Fault>>,
     /// What scripts of other origins may do.
     pub cors: Option<Box<Cors>>,
+    /// The rate limit of this route instead of that of the filter.
+    pub rate_limit: Option<Box<LocalRateLimit>>,
+    /// Longest body in bytes instead of what the buffer filter says; 0: it is not held.
+    pub max_request_bytes: Option<u32>,
 }
 
 /// What a route matches (`config.route.v3.RouteMatch`): all parts must hold.

@@ -27,6 +27,13 @@ pub struct Cell {
     pub(crate) key: [AtomicU64; 2],
 }
 
+impl Cell {
+    /// The whole of a cell that is a token bucket's: one number, 0 when the cell is given.
+    pub fn bucket(&self) -> &AtomicU64 {
+        &self.rq_total
+    }
+}
+
 /// Words of a [`Cell`].
 pub const WORDS: usize = 14;
 

@@ -38,6 +38,7 @@ mod listener;
 mod matcher;
 mod metadata;
 mod notes;
+mod rate_limit;
 mod retry;
 mod route;
 mod secrets;

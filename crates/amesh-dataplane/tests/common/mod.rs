@@ -155,7 +155,16 @@ pub fn arm(name: &str, weight: u32) -> WeightedCluster {
 }
 
 pub fn route(name: &str, matches: RouteMatch, action: RouteAction) -> Route {
-    Route { name: name.into(), matches, action, headers: HeaderEdits::default(), fault: None, cors: None }
+    Route {
+        name: name.into(),
+        matches,
+        action,
+        headers: HeaderEdits::default(),
+        fault: None,
+        cors: None,
+        rate_limit: None,
+        max_request_bytes: None,
+    }
 }
 
 pub fn virtual_host(name: &str, routes: Vec<Route>) -> VirtualHost {

@@ -384,8 +384,13 @@ fn arm(
     if filters.fault.is_some() || filters.cors.is_some() {
         notes.ignored("typed_per_filter_config", "faults and CORS are those of the route, not of one of its clusters");
     }
+    let mut refuse = filters.refuse;
+    if filters.rate_limit.is_some() || filters.max_request_bytes.is_some() {
+        let why = "limits are those of the route, and one of a single cluster would not be kept";
+        refuse = Some(notes.refused("typed_per_filter_config", why));
+    }
     // One arm that must not be used refuses the route: which arm a request takes is chance.
-    Ok((arm, filters.refuse))
+    Ok((arm, refuse))
 }
 
 fn redirect(r: &pb::RedirectAction, notes: &mut Notes) -> Result<RedirectAction, Invalid> {

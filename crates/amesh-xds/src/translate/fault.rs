@@ -73,7 +73,7 @@ fn abort(a: &pb::FaultAbort, notes: &mut Notes) -> Result<FaultAbort, Invalid> {
 /// Of nothing, when it is not set.
 fn share(percentage: &Option<FractionalPercent>, notes: &Notes) -> Result<Fraction, Invalid> {
     match percentage {
-        None => Ok(Fraction { numerator: 0, denominator: 100 }),
+        None => Ok(Fraction::default()),
         Some(p) => matcher::fractional_percent(p, "percentage", notes),
     }
 }

@@ -2,10 +2,12 @@
 
 use super::notes::ignored;
 use super::value::{type_name, unpack};
-use super::{cors, fault, Invalid, Notes};
-use amesh_model::filter::{Fault, HttpFilter};
+use super::{cors, fault, rate_limit, Invalid, Notes};
+use amesh_model::filter::{Fault, HttpFilter, LocalRateLimit};
 use envoy_types::pb::envoy::config::{rbac::v3 as rbac, route::v3 as route};
-use envoy_types::pb::envoy::extensions::filters::http::{rbac::v3 as http_rbac, router::v3 as router};
+use envoy_types::pb::envoy::extensions::filters::http::{
+    buffer::v3 as buffer, rbac::v3 as http_rbac, router::v3 as router,
+};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3 as network_rbac;
 use envoy_types::pb::google::protobuf::Any;
@@ -36,6 +38,11 @@ const CORS_POLICY: [&str; 2] = ["envoy.extensions.filters.http.cors.v3.CorsPolic
 const CORS_NAME: &str = "envoy.filters.http.cors";
 const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
 const FAULT_NAME: &str = "envoy.filters.http.fault";
+const RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const RATE_LIMIT_NAME: &str = "envoy.filters.http.local_ratelimit";
+const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
+const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
+const BUFFER_NAME: &str = "envoy.filters.http.buffer";
 
 /// Why a filter of this type may be left out; `None`: it must not.
 fn comfort(any: &Any, kind: &str, notes: &Notes) -> Result<Option<&'static str>, Invalid> {
@@ -97,6 +104,10 @@ pub(super) struct PerRoute {
     pub fault: Option<Fault>,
     /// Its part of the CORS policy.
     pub cors: Option<cors::Level>,
+    /// Its rate limit.
+    pub rate_limit: Option<LocalRateLimit>,
+    /// Longest body in bytes; 0: it is not held.
+    pub max_request_bytes: Option<u32>,
 }
 
 impl PerRoute {
@@ -107,6 +118,8 @@ impl PerRoute {
             (Some(inner), Some(outer)) => Some(inner.or(outer)),
             (inner, outer) => inner.or_else(|| outer.clone()),
         };
+        self.rate_limit = self.rate_limit.or_else(|| outer.rate_limit.clone());
+        self.max_request_bytes = self.max_request_bytes.or(outer.max_request_bytes);
         self
     }
 }
@@ -126,11 +139,15 @@ pub(super) fn per_route(configs: &HashMap<String, Any>, notes: &mut Notes) -> Re
                 _ if disabled && (CORS_POLICY.contains(&kind.as_str()) || name == CORS_NAME) => {
                     out.cors = Some(cors::Level::disabled());
                 }
+                _ if disabled && (kind == RATE_LIMIT || name == RATE_LIMIT_NAME) => {
+                    out.rate_limit = Some(LocalRateLimit::default());
+                }
+                _ if disabled && (kind == BUFFER_PER_ROUTE || name == BUFFER_NAME) => out.max_request_bytes = Some(0),
                 _ if disabled => {
                     notes.ignored("disabled", "a filter that is not supported stays refused where it is enabled");
                 }
                 Some(config) => return filter_of_route(name, &config, is_optional, "config", &mut out, notes),
-                None if [FAULT_NAME, CORS_NAME].contains(&name.as_str()) => {}
+                None if [FAULT_NAME, CORS_NAME, RATE_LIMIT_NAME, BUFFER_NAME].contains(&name.as_str()) => {}
                 None if is_optional || COMFORT_NAMES.contains(&name.as_str()) => {
                     notes.ignored("", "the filter is not supported");
                 }
@@ -156,9 +173,36 @@ fn filter_of_route(
         FAULT => out.fault = Some(fault::fault(&unpack(any, field, notes)?, notes)?),
         kind if kind == CORS_POLICY[0] => out.cors = Some(cors::policy(&unpack(any, field, notes)?, notes)?),
         kind if kind == CORS_POLICY[1] => out.cors = Some(cors::deprecated(&unpack(any, field, notes)?, notes)?),
+        RATE_LIMIT => {
+            let limit = unpack(any, field, notes)?;
+            let read = |n: &mut Notes| rate_limit::local(&limit, true, n);
+            match if field.is_empty() { read(notes) } else { notes.within(field, read) }? {
+                Ok(limit) => out.rate_limit = Some(limit),
+                Err(refused) => return Ok(Some(refused)),
+            }
+        }
+        BUFFER_PER_ROUTE => {
+            use buffer::buffer_per_route::Override as O;
+            let buffer::BufferPerRoute { r#override } = unpack(any, field, notes)?;
+            out.max_request_bytes = match r#override {
+                Some(O::Disabled(true)) => Some(0),
+                Some(O::Buffer(b)) => Some(notes.within("buffer", |n| max_request_bytes(&b, n))?),
+                Some(O::Disabled(false)) => return Err(notes.invalid("disabled", "must be true")),
+                None => return Err(notes.invalid("override", "is not set: disabled or buffer")),
+            };
+        }
         _ => return left_out(name, any, optional, field, notes),
     }
     Ok(None)
+}
+
+fn max_request_bytes(b: &buffer::Buffer, notes: &Notes) -> Result<u32, Invalid> {
+    let buffer::Buffer { max_request_bytes } = b;
+    match max_request_bytes.as_ref().map(|n| n.value) {
+        None => Err(notes.invalid("max_request_bytes", "is not set")),
+        Some(0) => Err(notes.invalid("max_request_bytes", "must be above 0")),
+        Some(n) => Ok(n),
+    }
 }
 
 /// What the HTTP filters of a connection manager come to.
@@ -204,6 +248,26 @@ pub(super) fn http_filters(filters: &[hcm::HttpFilter], notes: &mut Notes) -> Re
                 }
                 Some(ConfigType::TypedConfig(any)) if type_name(any) == CORS => {
                     out.filters.push(HttpFilter::Cors);
+                    Ok(None)
+                }
+                Some(ConfigType::TypedConfig(any)) if type_name(any) == RATE_LIMIT => {
+                    let limit = unpack(any, "typed_config", notes)?;
+                    match notes.within("typed_config", |n| rate_limit::local(&limit, false, n))? {
+                        Ok(_) if *disabled => {
+                            out.filters.push(HttpFilter::LocalRateLimit(LocalRateLimit::default()));
+                            Ok(None)
+                        }
+                        Ok(limit) => {
+                            out.filters.push(HttpFilter::LocalRateLimit(limit));
+                            Ok(None)
+                        }
+                        Err(refused) => Ok(Some(refused)),
+                    }
+                }
+                Some(ConfigType::TypedConfig(any)) if type_name(any) == BUFFER => {
+                    let buffer = unpack(any, "typed_config", notes)?;
+                    let max = notes.within("typed_config", |n| max_request_bytes(&buffer, n))?;
+                    out.filters.push(HttpFilter::Buffer(if *disabled { 0 } else { max }));
                     Ok(None)
                 }
                 None if name == FAULT_NAME => {

@@ -60,7 +60,7 @@ pub(super) fn edits(
     })
 }
 
-fn adds(
+pub(super) fn adds(
     field: &'static str,
     list: &[core::HeaderValueOption],
     notes: &mut Notes,

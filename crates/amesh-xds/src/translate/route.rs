@@ -277,8 +277,16 @@ fn route(route: &pb::Route, inherited: &Inherited<'_>, notes: &mut Notes) -> Res
     let filters = filters.within(inherited.filters);
     let action = action::action(action, inherited, template.as_ref(), notes)?;
     let action = refuse.map_or(action, RouteAction::Refuse);
-    let (fault, cors) = (filters.fault.map(Box::new), filters.cors.map(|c| Box::new(c.finish())));
-    Ok(Route { name: name.clone(), matches, action, headers, fault, cors })
+    Ok(Route {
+        name: name.clone(),
+        matches,
+        action,
+        headers,
+        fault: filters.fault.map(Box::new),
+        cors: filters.cors.map(|c| Box::new(c.finish())),
+        rate_limit: filters.rate_limit.map(Box::new),
+        max_request_bytes: filters.max_request_bytes,
+    })
 }
 
 fn path_template(e: &core::TypedExtensionConfig, notes: &mut Notes) -> Result<Template, Invalid> {
