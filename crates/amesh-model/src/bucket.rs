@@ -50,9 +50,8 @@ impl Value {
                 for chain in chains {
                     let ChainAction::Http(hcm) = &mut chain.action else { continue };
                     for filter in &mut hcm.filters {
-                        match filter {
-                            HttpFilter::LocalRateLimit(LocalRateLimit { bucket: Some(bucket), .. }) => f(bucket)?,
-                            _ => {}
+                        if let HttpFilter::LocalRateLimit(LocalRateLimit { bucket: Some(bucket), .. }) = filter {
+                            f(bucket)?;
                         }
                     }
                     if let RouteSpecifier::Inline(table) = &mut hcm.routes {
