@@ -8,9 +8,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod etcd;
 mod id;
 pub mod object;
 mod options;
+pub mod store;
 mod translator;
 mod upstream;
 mod usage;
