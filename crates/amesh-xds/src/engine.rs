@@ -82,6 +82,21 @@ pub trait Publisher: Vitals {
     }
 }
 
+/// Somebody who follows what is published and serves it in another form, on the engine's thread and runtime: it may spawn
+/// tasks there. It is told of each batch after the zones, whether it found room in them or not: a zone gets it later then.
+pub trait Observer: Send {
+    /// Called when the engine begins to run, and after commands: the time to look for orders of its own. `fresh`: the runtime
+    /// is new, what was spawned and opened in another one is gone. Whether it has to be told all that is known.
+    fn attend(&mut self, fresh: bool) -> bool;
+
+    /// All that is known; what is not in it is gone. `complete`: it is a whole mesh, from files or a snapshot or because
+    /// much came already, not the beginning of one.
+    fn everything(&mut self, batch: Option<&Batch>, complete: bool);
+
+    /// What changes.
+    fn publish(&mut self, batch: &Batch);
+}
+
 /// What the engine can be told while it runs.
 // Commands are rare: a box would save nothing.
 #[allow(clippy::large_enum_variant)]
@@ -96,6 +111,8 @@ pub enum Command<P> {
         /// Told when all that is known is there, or why not.
         reply: Sender<Result<(), PublishError>>,
     },
+    /// There are orders for observers.
+    Attend,
     /// Tell the status.
     Status(Sender<String>),
     /// End.

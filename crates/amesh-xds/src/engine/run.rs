@@ -3,7 +3,7 @@
 use super::feed::{Ads, Feed, FeedEvent, FileFeed, Grpc};
 use super::status::{BoundStatus, EngineStatus, ErrorStatus, SnapshotStatus, SourceStatus};
 use super::world::{now, World};
-use super::{Command, Config, ConfigError, Level, Log, PublishError, Publisher, Source};
+use super::{Command, Config, ConfigError, Level, Log, Observer, PublishError, Publisher, Source};
 use crate::ads::{short_name, Apply, Rejected, Resource, TYPES};
 use crate::dns::{Answered, Refresher, Resolver};
 use crate::health::Schedule;
@@ -128,6 +128,11 @@ impl<P: Publisher, L: Log> Engine<P, L> {
         self.world.gate = Box::new(gate);
     }
 
+    /// Somebody who follows from the next [`Engine::run`] on.
+    pub fn observe(&mut self, observer: Box<dyn Observer>) {
+        self.world.observers.push(observer);
+    }
+
     /// Whether anything was published.
     pub fn is_ready(&self) -> bool {
         self.world.published
@@ -210,6 +215,7 @@ impl<P: Publisher, L: Log> Engine<P, L> {
         self.config.validate()?;
         let wake = crate::readiness::readable(wake).map_err(EngineError::Wake)?;
         let mut running = self.start();
+        self.world.attend(true, self.config.file().is_some());
         loop {
             if self.obey(commands, &mut running) {
                 return Ok(());
@@ -289,6 +295,7 @@ impl<P: Publisher, L: Log> Engine<P, L> {
                     // Who asked may have given up waiting.
                     let _ = reply.send(result);
                 }
+                Ok(Command::Attend) => self.world.attend(false, self.config.file().is_some()),
                 Ok(Command::Status(reply)) => {
                     let _ = reply.send(self.status_json());
                 }

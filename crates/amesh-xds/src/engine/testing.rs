@@ -97,6 +97,45 @@ impl Publisher for Handle {
     }
 }
 
+/// An observer that remembers, and knows nothing when it is new or when it is told to forget.
+#[derive(Clone, Default)]
+pub(super) struct Follower(pub(super) Arc<Mutex<Followed>>);
+
+#[derive(Default)]
+pub(super) struct Followed {
+    pub(super) knows: bool,
+    /// `attend`, `fresh`, `everything 2 complete`, `put a`, `remove a`.
+    pub(super) lines: Vec<String>,
+}
+
+impl Follower {
+    pub(super) fn lines(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().lines)
+    }
+}
+
+impl Observer for Follower {
+    fn attend(&mut self, fresh: bool) -> bool {
+        let mut seen = self.0.lock().unwrap();
+        seen.lines.push(if fresh { "fresh" } else { "attend" }.to_owned());
+        !seen.knows
+    }
+
+    fn everything(&mut self, batch: Option<&Batch>, complete: bool) {
+        let mut seen = self.0.lock().unwrap();
+        seen.knows = true;
+        let clusters = batch.map_or(0, |b| b.put.iter().filter(|i| i.kind == Kind::Cluster).count());
+        seen.lines.push(format!("everything {clusters}{}", if complete { " complete" } else { "" }));
+    }
+
+    fn publish(&mut self, batch: &Batch) {
+        let mut seen = self.0.lock().unwrap();
+        let put = batch.put.iter().filter(|i| i.kind == Kind::Cluster).map(|i| format!("put {}", i.name));
+        let gone = batch.remove.iter().filter(|(k, _)| *k == Kind::Cluster).map(|(_, n)| format!("remove {n}"));
+        seen.lines.extend(put.chain(gone));
+    }
+}
+
 #[derive(Clone, Default)]
 pub(super) struct Lines(Arc<Mutex<Vec<String>>>);
 

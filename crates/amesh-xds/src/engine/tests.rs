@@ -207,6 +207,39 @@ async fn a_new_zone_gets_all_and_the_old_one_goes_when_nobody_reads_it() {
 }
 
 #[tokio::test]
+async fn an_observer_is_told_all_that_is_known_and_then_every_change() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.yaml"), cluster("a", 80)).unwrap();
+    let mut b = bench(files(dir.path()));
+    let follower = Follower::default();
+    b.engine.observe(Box::new(follower.clone()));
+    b.engine.load().unwrap();
+    // What is loaded before it runs is told when it does.
+    follower.lines();
+    for run_again in [false, true] {
+        run(&mut b, async |zone, _, remote| {
+            let all = if run_again { ["fresh", "everything 2 complete"] } else { ["fresh", "everything 1 complete"] };
+            assert_eq!(follower.lines(), all);
+            // A zone without room holds nothing up.
+            zone.full(Some((9, 1)));
+            std::fs::write(dir.path().join("b.yaml"), cluster("b", if run_again { 81 } else { 80 })).unwrap();
+            eventually("the change", || !follower.0.lock().unwrap().lines.is_empty()).await;
+            assert_eq!(follower.lines(), ["put b"]);
+            zone.full(None);
+            remote.send(Command::Attend);
+            eventually("attention", || !follower.0.lock().unwrap().lines.is_empty()).await;
+            assert_eq!(follower.lines(), ["attend"]);
+            follower.0.lock().unwrap().knows = false;
+            remote.send(Command::Attend);
+            eventually("all", || follower.0.lock().unwrap().lines.len() == 2).await;
+            assert_eq!(follower.lines(), ["attend", "everything 2 complete"]);
+            follower.0.lock().unwrap().knows = false;
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn last_good_is_on_disk_and_serves_without_a_control_plane() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = dir.path().join("last-good");

@@ -1,6 +1,6 @@
 //! The store and the zones behind it: what is applied is published at once.
 
-use super::{Level, Log, PublishError, Publisher};
+use super::{Level, Log, Observer, PublishError, Publisher};
 use crate::ads::{Apply, Rejected, Resource};
 use crate::health::{Checked, Health, Vitals};
 use crate::store::{Batch, Names, NamesChange, Saved, Store, Type};
@@ -104,6 +104,7 @@ fn merge(mut first: Batch, later: &Batch) -> Batch {
 pub(super) struct World<P, L> {
     pub(super) store: Store,
     zones: Vec<Zone<P>>,
+    pub(super) observers: Vec<Box<dyn Observer>>,
     pub(super) health: Health,
     pub(super) log: L,
     pub(super) gate: Box<dyn FnMut() + Send>,
@@ -120,6 +121,7 @@ impl<P: Publisher, L: Log> World<P, L> {
         World {
             store: Store::new(),
             zones: vec![Zone::new(publisher)],
+            observers: Vec::new(),
             health: Health::default(),
             log,
             gate: Box::new(|| {}),
@@ -141,6 +143,9 @@ impl<P: Publisher, L: Log> World<P, L> {
         }
         self.published |= result.is_ok();
         if let Some(batch) = &batch {
+            for observer in &mut self.observers {
+                observer.publish(batch);
+            }
             self.health.follow(batch, &vitals(&self.zones));
         }
         result
@@ -155,6 +160,18 @@ impl<P: Publisher, L: Log> World<P, L> {
         }
         self.zones.push(zone);
         result
+    }
+
+    /// Lets observers look for their orders; those that know nothing yet are told what there is. What files say is whole.
+    pub(super) fn attend(&mut self, fresh: bool, files: bool) {
+        let complete = files || self.published;
+        let mut everything = None;
+        for observer in &mut self.observers {
+            if observer.attend(fresh) {
+                let all = everything.get_or_insert_with(|| self.store.everything(now()));
+                observer.everything(all.as_ref(), complete);
+            }
+        }
     }
 
     pub(super) fn tick(&mut self) {
