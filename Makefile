@@ -1,4 +1,4 @@
-# make            builds build/ngx_amesh_module.so for the nginx that is installed
+# make            builds build/ngx_amesh_module.so for the nginx that is installed, and build/libxds.so for Apache APISIX
 # make run        starts a demo mesh with it
 # make test       passes every suite
 # make yard       real istiod, captured traffic, judged by what real Envoy answered
@@ -47,11 +47,11 @@ LUA_MODULES   ?= $(wildcard $(addprefix /usr/lib/nginx/modules/,ndk_http_module.
 # To nginx this variable means sockets that it inherits.
 unexport NGINX
 
-.PHONY: all deps tree module vendored-tree vendored test lint deny unit loom suites suites-vendored processes \
+.PHONY: all deps tree module libxds vendored-tree vendored test lint deny unit loom suites suites-vendored processes \
         processes-vendored run yard \
         test-envoy bench ctl install clean
 
-all: module
+all: module libxds
 
 deps:
 	@.ci/deps
@@ -60,6 +60,12 @@ module: tree
 	$(FOR_TREE) $(CARGO) build $(CARGOFLAGS) -p ngx_amesh_module --profile $(PROFILE) --target-dir $(TARGET)
 	@mkdir -p $(OUT)
 	install -m 644 $(TARGET)/$(PROFILE)/libngx_amesh_module.so $(MODULE)
+
+# Needs no nginx: what it calls of one it looks for when it is loaded.
+libxds: deps
+	$(CARGO) build $(CARGOFLAGS) -p amesh-libxds --profile $(PROFILE) --target-dir $(TARGET)
+	@mkdir -p $(OUT)
+	install -m 644 $(TARGET)/$(PROFILE)/libxds.so $(OUT)/libxds.so
 
 vendored-tree: deps
 	@.ci/nginx-tree vendored $(VENDORED)
@@ -104,7 +110,7 @@ suites-vendored:
 # that others use, too, may have been slow.
 PYTEST_PROCESSES = MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) $(BUILD)/venv/bin/pytest -q t --ignore t/envoy
 processes: $(BUILD)/venv/.done
-	$(MAKE) module PROFILE=test-module
+	$(MAKE) module libxds PROFILE=test-module
 	$(PYTEST_PROCESSES) $(if $(AGAIN),|| { echo "once more what failed:"; $(PYTEST_PROCESSES) --last-failed; })
 
 # Tries, time-outs and protocols stand on the inside of nginx's upstream: what this nginx does there is looked at, too.

@@ -6,7 +6,6 @@ use crate::{master, settings, zone};
 use ngx::ffi::{self, ngx_command_t, ngx_conf_t, ngx_cycle_t, ngx_int_t, ngx_module_t, ngx_str_t};
 use std::ffi::c_void;
 use std::os::raw::c_char;
-use std::path::PathBuf;
 
 /// Smallest zone that makes sense, in bytes.
 const MIN_ZONE: usize = 1 << 20;
@@ -18,34 +17,8 @@ pub struct Settings {
     pub zone: String,
     /// Its size in bytes.
     pub zone_size: usize,
-    /// Where resources come from, asked in this order.
-    pub servers: Vec<String>,
-    /// `delta` (false) or `sotw` (true).
-    pub sotw: bool,
-    /// TLS to the control plane; `None`: what the port says (15012 speaks TLS).
-    pub ssl: Option<bool>,
-    /// Root certificates of the control plane, PEM.
-    pub ssl_trusted_certificate: Option<PathBuf>,
-    /// Client certificate, PEM.
-    pub ssl_certificate: Option<PathBuf>,
-    /// Its key, PEM.
-    pub ssl_certificate_key: Option<PathBuf>,
-    /// Name that the control plane's certificate must have.
-    pub ssl_name: Option<String>,
-    /// File with a bearer token.
-    pub token: Option<PathBuf>,
-    /// Node id.
-    pub node: Option<String>,
-    /// Node cluster.
-    pub node_cluster: Option<String>,
-    /// Node locality: region, zone, sub-zone.
-    pub node_locality: Option<(String, String, String)>,
-    /// Node metadata, names and values.
-    pub node_metadata: Vec<(String, String)>,
-    /// Where last good is kept.
-    pub snapshot: Option<PathBuf>,
-    /// `SO_MARK` of the thread's connections.
-    pub mark: Option<u32>,
+    /// Where the mesh comes from.
+    pub mesh: amesh_xds::settings::Settings,
 }
 
 /// The core module's configuration, one a cycle.
@@ -184,20 +157,13 @@ fn check(cf: *mut ngx_conf_t, conf: &mut MainConf) -> *mut c_char {
     if s.zone.is_empty() {
         return conf_error(cf, format_args!("\"amesh\" has no \"zone\": add, for example, \"zone mesh 64m;\""));
     }
-    if s.servers.is_empty() {
+    if s.mesh.servers.is_empty() {
         return conf_error(
             cf,
             format_args!(
                 "\"amesh\" has no \"server\": add \"server host:port;\", \"server unix:/path;\" or \"server file:/path;\""
             ),
         );
-    }
-    let files = s.servers.iter().filter(|s| s.starts_with("file:")).count();
-    if files > 0 && s.servers.len() > 1 {
-        return conf_error(cf, format_args!("\"server file:\" stands alone: remove the other \"server\" lines"));
-    }
-    if s.ssl_certificate.is_some() != s.ssl_certificate_key.is_some() {
-        return conf_error(cf, format_args!("\"ssl_certificate\" and \"ssl_certificate_key\" go together"));
     }
     if let Err(e) = settings::engine_config(s) {
         return conf_error(cf, format_args!("{e}"));
@@ -248,7 +214,7 @@ fn set(cf: *mut ngx_conf_t, s: &mut Settings, name: &str, args: &[&str]) -> Resu
         }
         "server" => {
             count(1..=1)?;
-            s.servers.push(match args[0].split_once(':') {
+            s.mesh.servers.push(match args[0].split_once(':') {
                 Some((kind @ ("file" | "unix"), p)) if !p.is_empty() => format!("{kind}:{}", path(p)?),
                 Some((host, port)) if !host.is_empty() && valid_port(port.rsplit(':').next()) => args[0].to_owned(),
                 _ => {
@@ -261,7 +227,7 @@ fn set(cf: *mut ngx_conf_t, s: &mut Settings, name: &str, args: &[&str]) -> Resu
         }
         "protocol" => {
             count(1..=1)?;
-            s.sotw = match args[0] {
+            s.mesh.sotw = match args[0] {
                 "delta" => false,
                 "sotw" => true,
                 other => return Err(format!("invalid protocol \"{other}\": it is \"delta\" or \"sotw\"")),
@@ -269,8 +235,8 @@ fn set(cf: *mut ngx_conf_t, s: &mut Settings, name: &str, args: &[&str]) -> Resu
         }
         "ssl" => {
             count(1..=1)?;
-            once(s.ssl.is_some())?;
-            s.ssl = Some(match args[0] {
+            once(s.mesh.ssl.is_some())?;
+            s.mesh.ssl = Some(match args[0] {
                 "on" => true,
                 "off" => false,
                 other => {
@@ -281,11 +247,11 @@ fn set(cf: *mut ngx_conf_t, s: &mut Settings, name: &str, args: &[&str]) -> Resu
         "ssl_trusted_certificate" | "ssl_certificate" | "ssl_certificate_key" | "token" | "snapshot" => {
             count(1..=1)?;
             let place = match name {
-                "ssl_trusted_certificate" => &mut s.ssl_trusted_certificate,
-                "ssl_certificate" => &mut s.ssl_certificate,
-                "ssl_certificate_key" => &mut s.ssl_certificate_key,
-                "token" => &mut s.token,
-                _ => &mut s.snapshot,
+                "ssl_trusted_certificate" => &mut s.mesh.ssl_trusted_certificate,
+                "ssl_certificate" => &mut s.mesh.ssl_certificate,
+                "ssl_certificate_key" => &mut s.mesh.ssl_certificate_key,
+                "token" => &mut s.mesh.token,
+                _ => &mut s.mesh.snapshot,
             };
             once(place.is_some())?;
             *place = Some(path(args[0])?.into());
@@ -293,27 +259,27 @@ fn set(cf: *mut ngx_conf_t, s: &mut Settings, name: &str, args: &[&str]) -> Resu
         "ssl_name" | "node" | "node_cluster" => {
             count(1..=1)?;
             let place = match name {
-                "ssl_name" => &mut s.ssl_name,
-                "node" => &mut s.node,
-                _ => &mut s.node_cluster,
+                "ssl_name" => &mut s.mesh.ssl_name,
+                "node" => &mut s.mesh.node,
+                _ => &mut s.mesh.node_cluster,
             };
             once(place.is_some())?;
             *place = Some(args[0].to_owned());
         }
         "node_locality" => {
             count(1..=3)?;
-            once(s.node_locality.is_some())?;
+            once(s.mesh.node_locality.is_some())?;
             let part = |i: usize| args.get(i).copied().unwrap_or("").to_owned();
-            s.node_locality = Some((part(0), part(1), part(2)));
+            s.mesh.node_locality = Some((part(0), part(1), part(2)));
         }
         "node_metadata" => {
             count(2..=2)?;
-            s.node_metadata.push((args[0].to_owned(), args[1].to_owned()));
+            s.mesh.node_metadata.push((args[0].to_owned(), args[1].to_owned()));
         }
         "mark" => {
             count(1..=1)?;
-            once(s.mark.is_some())?;
-            s.mark = Some(args[0].parse().map_err(|_| format!("invalid mark \"{}\": it is a number", args[0]))?);
+            once(s.mesh.mark.is_some())?;
+            s.mesh.mark = Some(args[0].parse().map_err(|_| format!("invalid mark \"{}\": it is a number", args[0]))?);
         }
         other => return Err(format!("unknown directive \"{other}\" in \"amesh\"")),
     }

@@ -40,6 +40,11 @@ use tokio::time::Instant;
 
 /// The run-time words of a zone. What is not published there has none.
 pub trait Vitals {
+    /// Whether there is a place for them at all. Without one nothing is checked: nobody would learn of it.
+    fn are_kept(&self) -> bool {
+        true
+    }
+
     /// Those of a cluster.
     fn cluster(&self, _cluster: &str) -> Option<ClusterVitals<'_>> {
         None
@@ -123,6 +128,9 @@ impl Health {
 
     /// Takes over what was published.
     pub(crate) fn follow(&mut self, batch: &Batch, zones: &[&dyn Vitals]) {
+        if !zones.iter().any(|zone| zone.are_kept()) {
+            return;
+        }
         for (kind, name) in &batch.remove {
             if *kind == Kind::Cluster {
                 self.forget(name);

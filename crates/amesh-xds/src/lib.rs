@@ -10,6 +10,7 @@ pub mod health;
 pub mod node;
 pub mod persist;
 mod readiness;
+pub mod settings;
 pub mod source;
 pub mod store;
 pub mod translate;

@@ -304,6 +304,28 @@ impl Bench {
     }
 }
 
+/// Where results have no place.
+struct Nowhere;
+
+impl Vitals for Nowhere {
+    fn are_kept(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn nothing_is_checked_where_nobody_would_learn_of_it() {
+    let published = batch(vec![
+        Value::EndpointSet(set(vec![endpoint(&address(1))])),
+        Value::Cluster(cluster(Some(check(HealthCheckKind::Http(http()))))),
+    ]);
+    let mut health = Health::default();
+    health.follow(&published, &[&Nowhere]);
+    assert!(health.take_changes().is_empty());
+    health.follow(&published, &[&Nowhere, &Zone::default()]);
+    assert_eq!(health.take_changes().len(), 1);
+}
+
 #[tokio::test]
 async fn an_endpoint_is_left_when_it_fails_and_taken_again_over_one_connection() {
     let status = Arc::new(AtomicU32::new(200));

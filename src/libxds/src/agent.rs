@@ -1,0 +1,174 @@
+//! The life of the thread in APISIX's privileged agent.
+//!
+//! It begins in `initial` and ends with the process, or when a younger privileged agent has taken the dictionaries over:
+//! at a reload both run for a while. All signals are blocked: nginx's handlers belong to the main thread.
+
+use crate::log::Log;
+use crate::mesh::Mesh;
+use crate::mirror::{Mirror, Origin};
+use crate::objects::Objects;
+use crate::settings::{Settings, SettingsError};
+use crate::shdict::Zone;
+use crate::store::Store;
+use crate::version::{StoreError, Version};
+use amesh_apisix::Options;
+use amesh_xds::engine::{self, Command, Engine, Level, Log as _, Source};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Snapshots hold resources as they came, in no layout of this library's.
+const LAYOUT: u64 = 1;
+/// How often files are looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why nothing is written.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The dictionaries.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The settings. APISIX has its version all the same: it serves what the dictionary holds.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// What they say of the mesh.
+    #[error(transparent)]
+    Mesh(#[from] amesh_xds::settings::SettingsError),
+    /// The thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// Takes the dictionaries over and starts the thread.
+///
+/// # Errors
+/// [`StartError`].
+pub fn start(config: Zone, version: Zone) -> Result<(), StartError> {
+    if STARTED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    // No two processes have a pid at one time.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    let version = Arc::new(Version::take(version, format!("{}-{since}", std::process::id()), true)?);
+    let started = begin(config, &version);
+    if started.is_err() {
+        // APISIX waits for it, and would wait for ever.
+        version.release()?;
+    }
+    started
+}
+
+fn begin(config: Zone, version: &Arc<Version<Zone>>) -> Result<(), StartError> {
+    let store = Store::open(config, version.clone())?;
+    let thread = Thread { store, version: version.clone(), settings: Settings::read(|n| std::env::var(n).ok())? };
+    with_signals_blocked(|| std::thread::Builder::new().name("amesh-xds".to_owned()).spawn(move || thread.run()))
+        .map_err(StartError::Thread)?;
+    Ok(())
+}
+
+/// What the thread begins with.
+struct Thread {
+    store: Store<Zone>,
+    version: Arc<Version<Zone>>,
+    settings: Settings,
+}
+
+impl Thread {
+    fn run(self) {
+        let log = Log { level: self.settings.log_level };
+        let version = self.version.clone();
+        let reason = match catch_unwind(AssertUnwindSafe(|| self.serve(log))) {
+            Ok(Ok(())) => None,
+            Ok(Err(e)) => Some(e.to_string()),
+            Err(payload) => Some(format!("the thread panicked: {}", crate::message(&payload))),
+        };
+        if let Some(reason) = reason {
+            log.log(Level::Error, &format!("{reason}; last good serves"));
+        }
+        // However it ended, nobody shall wait for it.
+        if let Err(e) = version.release() {
+            log.log(Level::Error, &e.to_string());
+        }
+    }
+
+    fn serve(self, log: Log) -> Result<(), StartError> {
+        let (commands, receiver) = crossbeam_channel::unbounded();
+        // Nobody listens any more where the thread has ended already.
+        let on_lost = Box::new(move || drop(commands.send(Command::Stop)));
+        let objects = self.settings.objects.map(Objects::new);
+        if self.settings.mesh.servers.is_empty() {
+            let mut mirror = Mirror::open(self.store, objects, Origin::Nowhere, log, on_lost)?;
+            self.version.release()?;
+            while !mirror.is_lost() {
+                std::thread::sleep(TICK);
+                mirror.look();
+            }
+            return Ok(());
+        }
+        let config = self.settings.mesh.config(LAYOUT)?;
+        let origin =
+            if matches!(config.sources.as_slice(), [Source::File(_)]) { Origin::Files } else { Origin::ControlPlane };
+        if origin == Origin::ControlPlane && config.snapshot.is_none() {
+            // Its answer may take long, or never come.
+            self.version.release()?;
+        }
+        let mirror = Mirror::open(self.store, objects, origin, log, on_lost)?;
+        let mut engine = Engine::new(config, Mesh::new(mirror, Options::default(), log), log);
+        match engine.load() {
+            Ok(loaded) => log.log(Level::Notice, &loaded.to_string()),
+            Err(e) => log.log(Level::Error, &e.to_string()),
+        }
+        self.version.release()?;
+        follow(engine, &receiver, log).map_err(StartError::Thread)
+    }
+}
+
+/// Runs the engine until it is told to stop. After a panic it goes on with a growing pause: the same one, since it alone
+/// knows what is written.
+fn follow(
+    mut engine: Engine<Mesh<Zone, Log>, Log>,
+    commands: &crossbeam_channel::Receiver<Command<Mesh<Zone, Log>>>,
+    log: Log,
+) -> std::io::Result<()> {
+    // Nobody writes to it: commands come from this very thread.
+    // SAFETY: eventfd has no preconditions.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: just made, owned by nobody else.
+    let wake = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut pause = Duration::from_secs(1);
+    loop {
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let runtime = engine::runtime(|| (), || ())?;
+            runtime.block_on(engine.run(commands, wake.as_fd())).map_err(std::io::Error::other)
+        }));
+        let reason = match ended {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(e)) => e.to_string(),
+            Err(payload) => format!("panicked: {}", crate::message(&payload)),
+        };
+        log.log(Level::Error, &format!("the thread {reason}; last good serves, it goes on in {} s", pause.as_secs()));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_secs(60));
+    }
+}
+
+/// A new thread inherits the mask.
+fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: sets are plain data, filled before use.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before);
+        let result = f();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        result
+    }
+}
