@@ -3,6 +3,7 @@
 #[path = "common/resources.rs"]
 mod resources;
 
+use amesh_model::listener::ChainAction;
 use amesh_model::route::RouteAction;
 use amesh_xds::translate::Notes;
 use resources::*;
@@ -403,4 +404,83 @@ fn subsets_that_make_no_sense() {
     let list = "lb_subset_config: {subset_selectors: [{keys: [a]}], metadata_fallback_policy: FALLBACK_LIST}";
     let field = "lb_subset_config.metadata_fallback_policy";
     rejects(CLUSTER, cluster, &[("type: STATIC,", &format!("type: STATIC, {list},"), field, "not supported")]);
+}
+
+/// What docs/unsupported.md lists.
+#[test]
+fn what_nginx_cannot_do_is_refused_by_name() {
+    use amesh_xds::translate::NoteKind;
+    let refused = |n: &Notes| -> Vec<String> {
+        n.iter().filter(|(n, _)| n.kind == NoteKind::Refused).map(|(n, _)| format!("{}: {}", n.field, n.why)).collect()
+    };
+    let at = |field: &str| format!("virtual_hosts[0].{field}");
+    rejects(
+        TABLE,
+        table,
+        &[
+            (
+                "route: {cluster: c}",
+                "route: {cluster: c, hedge_policy: {hedge_on_per_try_timeout: true}}",
+                &at("routes[0].route.hedge_policy.hedge_on_per_try_timeout"),
+                "before the next one begins",
+            ),
+            (
+                "{name: a,",
+                "{name: a, hedge_policy: {hedge_on_per_try_timeout: true},",
+                &at("hedge_policy.hedge_on_per_try_timeout"),
+                "before the next one begins",
+            ),
+        ],
+    );
+    for (from, to, field, why) in [
+        (
+            "match: {prefix: /x,",
+            "match: {connect_matcher: {},",
+            "virtual_hosts[].routes[].match.connect_matcher",
+            "CONNECT",
+        ),
+        (
+            "route: {cluster: c}",
+            "route: {cluster: c, upgrade_configs: [{upgrade_type: CONNECT, connect_config: {}}]}",
+            "virtual_hosts[].routes[].route.upgrade_configs[].connect_config",
+            "CONNECT",
+        ),
+    ] {
+        let mut notes = Notes::new();
+        table(&with(TABLE, from, to), &mut notes).unwrap();
+        let listed = refused(&notes);
+        assert!(matches!(&listed[..], [one] if one.starts_with(field) && one.contains(why)), "{listed:?}");
+    }
+    let manager = "filter_chains[].filters[].typed_config";
+    for (kind, why) in [("CONNECT", "by 405"), ("connect-udp", "by 405"), ("spdy/3.1", "\"spdy/3.1\" is not supported")]
+    {
+        let mut notes = Notes::new();
+        let to = format!("upgrade_type: websocket}}, {{upgrade_type: {kind}}}");
+        listener(&with(LISTENER, "upgrade_type: websocket}", &to), &mut notes).unwrap();
+        let listed = refused(&notes);
+        let field = format!("{manager}.upgrade_configs[].upgrade_type: ");
+        assert!(matches!(&listed[..], [one] if one.starts_with(&field) && one.contains(why)), "{listed:?}");
+    }
+    for bridge in [
+        "grpc_web.v3.GrpcWeb",
+        "grpc_http1_bridge.v3.Config",
+        "grpc_http1_reverse_bridge.v3.FilterConfig",
+        "connect_grpc_bridge.v3.FilterConfig",
+        "grpc_json_transcoder.v3.GrpcJsonTranscoder",
+        "grpc_json_reverse_transcoder.v3.GrpcJsonReverseTranscoder",
+    ] {
+        let mut notes = Notes::new();
+        let filter = format!(
+            "{{name: own, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.{bridge}}}}}, {{name: router"
+        );
+        let l = listener(&with(LISTENER, "{name: router", &filter), &mut notes).unwrap();
+        let ChainAction::Http(manager) = &l.filter_chains[1].action else { panic!() };
+        let why = manager.refuse.as_ref().unwrap();
+        assert!(why.contains(bridge) && why.contains("is not supported: "), "{why}");
+    }
+    let mut notes = Notes::new();
+    let trailers = "stat_prefix: s, http_protocol_options: {enable_trailers: true}, upgrade";
+    listener(&with(LISTENER, "stat_prefix: s, upgrade", trailers), &mut notes).unwrap();
+    let named = notes.iter().any(|(n, _)| n.field == format!("{manager}.http_protocol_options.enable_trailers"));
+    assert!(named, "trailers of requests");
 }

@@ -16,6 +16,8 @@ use envoy_types::pb::envoy::config::{core::v3 as core, route::v3 as pb};
 use envoy_types::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 
 const PATH_TEMPLATE_REWRITE: &str = "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig";
+/// Why a CONNECT request is refused, whatever a configuration says.
+pub(super) const CONNECT: &str = "nginx answers CONNECT itself, by 405: it opens no tunnels";
 const NO_CLUSTER: &str = "is empty: the name of a cluster is needed";
 
 pub(super) fn action(
@@ -77,10 +79,15 @@ fn forward(
     } = action;
     ignored!(notes, "nginx's own time-outs hold"; flush_timeout);
     ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
-    ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
+    retry::hedging(hedge_policy, notes)?;
     ignored!(notes, "all requests are of the default priority"; priority);
     ignored!(notes, "there is no rate limit filter"; rate_limits, include_vh_rate_limits);
-    ignored!(notes, "upgrades are as the connection manager says"; upgrade_configs);
+    for (i, c) in upgrade_configs.iter().enumerate() {
+        notes.each("upgrade_configs", i, |n| match c.connect_config {
+            Some(_) => drop(n.refused("connect_config", CONNECT)),
+            None => n.ignored("", "upgrades are as the connection manager says"),
+        });
+    }
     ignored!(notes, "early data is not used"; early_data_policy);
     ignored!(notes, "redirects of an endpoint go to the client";
         internal_redirect_policy, internal_redirect_action, max_internal_redirects);

@@ -73,7 +73,26 @@ fn enforces(rules: &rbac::Rbac) -> bool {
     }
 }
 
+/// Filters that speak another protocol with one side, and what nginx cannot do.
+const BRIDGES: [(&str, &str); 6] = [
+    ("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb", "gRPC-Web has its trailers in the body"),
+    ("envoy.extensions.filters.http.grpc_http1_bridge.v3.Config", "calls of gRPC cannot be made of plain requests"),
+    (
+        "envoy.extensions.filters.http.grpc_http1_reverse_bridge.v3.FilterConfig",
+        "calls of gRPC cannot be turned into plain requests",
+    ),
+    ("envoy.extensions.filters.http.connect_grpc_bridge.v3.FilterConfig", "calls of Connect are not those of gRPC"),
+    ("envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder", "JSON is not turned into gRPC"),
+    (
+        "envoy.extensions.filters.http.grpc_json_reverse_transcoder.v3.GrpcJsonReverseTranscoder",
+        "gRPC is not turned into JSON",
+    ),
+];
+
 fn must_not(name: &str, kind: &str) -> String {
+    if let Some((_, why)) = BRIDGES.iter().find(|(bridge, _)| *bridge == kind) {
+        return format!("\"{name}\" ({kind}) is not supported: {why}");
+    }
     format!("\"{name}\" ({kind}) is not supported, and leaving it out would weaken security")
 }
 

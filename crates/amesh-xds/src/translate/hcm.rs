@@ -87,6 +87,10 @@ pub(super) fn manager(
     ignored!(notes, "nginx's own limits and time-outs hold";
         http1_safe_max_connection_duration, http_protocol_options, http2_protocol_options, http3_protocol_options,
         max_request_headers_kb, stream_flush_timeout, drain_timeout, drain_timeout_jitter, delayed_close_timeout, stream_error_on_invalid_http_message, proxy_100_continue);
+    let trailers = http_protocol_options.as_ref().is_some_and(|o| o.enable_trailers);
+    if trailers {
+        notes.ignored("http_protocol_options.enable_trailers", "nginx's proxy passes no trailers of requests on");
+    }
     ignored!(notes, "client_header_timeout of nginx says how long headers may take"; request_headers_timeout);
     ignored!(notes, "nginx writes its own access logs";
         access_log, access_log_flush_interval, flush_access_log_on_new_request, access_log_options);
@@ -249,8 +253,11 @@ fn upgrades(configs: &[hcm::UpgradeConfig], notes: &mut Notes) -> Result<bool, I
             if !seen.insert(kind.clone()) {
                 return Err(notes.invalid("upgrade_type", format!("\"{upgrade_type}\" is there twice")));
             }
-            if kind != "websocket" {
-                notes.ignored("upgrade_type", format!("\"{upgrade_type}\" is not supported"));
+            if matches!(kind.as_str(), "connect" | "connect-udp") {
+                notes.refused("upgrade_type", super::action::CONNECT);
+            } else if kind != "websocket" {
+                let why = "is not supported: its requests are answered by 403";
+                notes.refused("upgrade_type", format!("\"{upgrade_type}\" {why}"));
             } else if filters.is_set() {
                 notes.ignored("filters", "filters of an upgrade are not supported: there is no upgrade");
             } else {

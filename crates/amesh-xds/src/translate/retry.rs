@@ -81,6 +81,22 @@ fn rate_limited(
     })
 }
 
+/// A second try beside the first, which nginx cannot make.
+pub(super) fn hedging(policy: &Option<pb::HedgePolicy>, notes: &mut Notes) -> Result<(), Invalid> {
+    const WHY: &str = "is not supported: a try ends before the next one begins";
+    let Some(pb::HedgePolicy { initial_requests, additional_request_chance, hedge_on_per_try_timeout }) = policy else {
+        return Ok(());
+    };
+    notes.within("hedge_policy", |notes| {
+        if *hedge_on_per_try_timeout {
+            return Err(notes.invalid("hedge_on_per_try_timeout", WHY));
+        }
+        // Envoy itself does nothing with these.
+        ignored!(notes, WHY; initial_requests, additional_request_chance);
+        Ok(())
+    })
+}
+
 fn conditions(words: &str, notes: &mut Notes) -> u32 {
     words.split(',').map(str::trim).filter(|w| !w.is_empty()).fold(0, |bits, word| {
         match retry_on::http(word).or_else(|| retry_on::grpc(word)) {

@@ -182,7 +182,7 @@ fn virtual_host(host: &pb::VirtualHost, table: &Inherited<'_>, notes: &mut Notes
     unsupported!(notes; matcher, route_specifiers);
     ignored!(notes, "there is no rate limit filter"; rate_limits);
     ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
-    ignored!(notes, "a try is not hedged: it ends before the next one begins"; hedge_policy);
+    retry::hedging(hedge_policy, notes)?;
     ignored!(notes, "nginx buffers as its own directives say"; per_request_buffer_limit_bytes, request_body_buffer_limit);
     let headers = format::edits(
         request_headers_to_add,
@@ -333,7 +333,10 @@ fn route_match(m: &pb::RouteMatch, notes: &mut Notes) -> Result<(RouteMatch, Opt
             }
             PathSpecifier::PathSeparatedPrefix(text(p))
         }
-        Some(P::ConnectMatcher(pb::route_match::ConnectMatcher {})) => PathSpecifier::Connect,
+        Some(P::ConnectMatcher(pb::route_match::ConnectMatcher {})) => {
+            notes.refused("connect_matcher", action::CONNECT);
+            PathSpecifier::Connect
+        }
         Some(P::PathMatchPolicy(e)) => {
             let t = notes.within("path_match_policy", |n| path_template(e, n))?;
             let regex = t.regex.clone();
