@@ -8,7 +8,7 @@ use amesh_dataplane::lb::{self, NoEndpoint, PickContext};
 use amesh_dataplane::outlier::Rules;
 use amesh_model::address::{ArchivedAddress, ArchivedIp};
 use amesh_model::cluster::{ArchivedCluster, ArchivedDiscovery, ArchivedUpstreamProtocol};
-use amesh_model::health::ArchivedHealthCheckKind;
+use amesh_model::health::{ArchivedCircuitBreakers, ArchivedHealthCheckKind};
 use amesh_model::subset::{ArchivedCriterion, Criterion};
 use ngx::ffi::{self, ngx_pool_t, ngx_str_t};
 use std::io::Write;
@@ -32,6 +32,8 @@ pub struct Upstream<'a> {
     pub original_dst: Option<SocketAddr>,
     /// What counts against the cluster's limits.
     pub unit: Unit,
+    /// Its limits for high priority count.
+    pub high_priority: bool,
 }
 
 /// What a cluster is asked for.
@@ -54,6 +56,8 @@ pub enum Reason {
     Refused,
     /// It has no room for more: its circuit breaker is open.
     Overflow,
+    /// Nobody may wait for a connection of it, so that none can be made.
+    NothingPending,
     /// This worker has no zone.
     NoZone,
 }
@@ -65,6 +69,8 @@ impl Reason {
             Reason::NoCluster => Flags::NO_CLUSTER,
             Reason::NoHealthyUpstream | Reason::NoZone => Flags::NO_HEALTHY_UPSTREAM,
             Reason::Overflow => Flags::UPSTREAM_OVERFLOW,
+            // As after the last of several tries.
+            Reason::NothingPending => Flags::RETRY_LIMIT,
             Reason::Refused => Flags::NO_HEALTHY_UPSTREAM.with(Flags::REFUSED),
         }
     }
@@ -98,12 +104,20 @@ pub struct Picked {
     pub idle_timeout: u64,
     /// Requests that a connection may serve; 0: any number.
     pub max_requests_per_connection: u32,
+    /// Longest life of a connection, ms, and by how many per cent of that it may be longer; 0: any.
+    max_connection_duration: (u64, f64),
+    /// TCP keepalive of its connections.
+    tcp_keepalive: Option<(u32, u32, u32)>,
+    /// It is told who the client is, see [`proxy_header`].
+    pub proxy_protocol: bool,
     /// Protocol to the endpoint.
     pub protocol: Protocol,
     bind: Option<IpAddr>,
     held: Option<zone::Held>,
     /// What is held on the cluster, where it has limits or looks after the health of its endpoints.
     held_cluster: Option<zone::Held>,
+    /// The same on the cell of high priority.
+    held_high: Option<zone::Held>,
     outlier: Option<Rules>,
     /// Its health is checked by HTTP: a response may say that it is over.
     pub checked: bool,
@@ -140,6 +154,48 @@ impl Picked {
             Some(IpAddr::V6(ip)) => xxh3_64(&ip.octets()),
         };
         xxh3_64_with_seed(self.bytes(), from)
+    }
+
+    /// Whether its connections are made as nginx makes them.
+    pub fn is_plain(&self) -> bool {
+        !self.proxy_protocol && self.tcp_keepalive.is_none()
+    }
+
+    /// How much longer a connection may live, in ms; `None`: as long as it likes.
+    ///
+    /// # Safety
+    /// `c` must be open, and made by nginx's own connect.
+    pub unsafe fn time_left(&self, c: *const ffi::ngx_connection_t) -> Option<u64> {
+        let (longest, jitter) = self.max_connection_duration;
+        if longest == 0 {
+            return None;
+        }
+        // SAFETY: promised by the caller; nginx keeps its clock for as long as it runs.
+        let (age, number) = unsafe { (ffi::ngx_current_msec.wrapping_sub((*c).start_time), (*c).number) };
+        // The same for a connection each time it is asked for.
+        let more = if jitter > 0.0 { fastrand::Rng::with_seed(number).f64() * jitter / 100.0 } else { 0.0 };
+        Some((longest as f64 * (1.0 + more)) as u64).map(|longest| longest.saturating_sub(age as u64))
+    }
+
+    /// Sets TCP keepalive where the cluster has it. What the system refuses stays as it is.
+    pub fn keep_alive(&self, fd: libc::c_int) {
+        let Some((time, interval, probes)) = self.tcp_keepalive else { return };
+        let set = |level, name, value: u32| {
+            let value = libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX);
+            let len = size_of::<libc::c_int>() as libc::socklen_t;
+            // SAFETY: the option's value is an int, which outlives the call.
+            unsafe { libc::setsockopt(fd, level, name, std::ptr::from_ref(&value).cast(), len) };
+        };
+        if libc::c_int::from(self.sockaddr.ss_family) == libc::AF_UNIX {
+            return;
+        }
+        set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+        for (name, value) in [(libc::TCP_KEEPIDLE, time), (libc::TCP_KEEPINTVL, interval), (libc::TCP_KEEPCNT, probes)]
+        {
+            if value > 0 {
+                set(libc::IPPROTO_TCP, name, value);
+            }
+        }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -246,14 +302,17 @@ pub fn pick_pinned<'a>(
         zone::complain(upstream.cluster, reason);
         return Err(Reason::Refused);
     }
-    if !has_room(pin, cluster, upstream.unit) {
+    if !has_room(pin, cluster, upstream) {
         return Err(Reason::Overflow);
+    }
+    if upstream.unit == Unit::Connection && cluster.circuit_breakers.max_pending_requests == 0 {
+        return Err(Reason::NothingPending);
     }
     if matches!(cluster.discovery, ArchivedDiscovery::OriginalDst) {
         tools.hostname.clear();
         let to = upstream.original_dst.ok_or(Reason::NoHealthyUpstream)?;
         let (sockaddr, socklen) = to_sockaddr(to);
-        return Ok(picked(pin, cluster, upstream.unit, (sockaddr, socklen), u32::MAX, to.is_ipv4()));
+        return Ok(picked(pin, cluster, upstream, (sockaddr, socklen), u32::MAX, to.is_ipv4()));
     }
     let set = pin.endpoint_set(upstream.cluster).ok_or(Reason::NoHealthyUpstream)?;
     let mut random = || tools.random();
@@ -278,23 +337,63 @@ pub fn pick_pinned<'a>(
             (s, l, false)
         }
     };
-    Ok(picked(pin, cluster, upstream.unit, (sockaddr, socklen), endpoint.cell.to_native(), v4))
+    Ok(picked(pin, cluster, upstream, (sockaddr, socklen), endpoint.cell.to_native(), v4))
 }
 
 /// Whether a cluster's limits allow one more (`ResourceLimit::canCreate`). As in Envoy, several at the very same time
 /// may all be allowed.
-fn has_room(pin: &zone::Pin<'_>, c: &ArchivedCluster, unit: Unit) -> bool {
-    let Some(cell) = pin.cell(c.cell.to_native()).filter(|_| is_limited(c)) else { return true };
-    match unit {
-        Unit::Request => c.circuit_breakers.allows_request(cell.rq_active.load(Ordering::Relaxed)),
-        Unit::Connection => c.circuit_breakers.allows_connection(cell.cx_active.load(Ordering::Relaxed)),
+fn has_room(pin: &zone::Pin<'_>, c: &ArchivedCluster, upstream: &Upstream<'_>) -> bool {
+    if !is_limited(c) {
+        return true;
+    }
+    let Some(used) = Used::of(pin, c, upstream.high_priority) else { return true };
+    match upstream.unit {
+        Unit::Request => used.limits.allows_request(used.requests),
+        Unit::Connection => used.limits.allows_connection(used.connections),
+    }
+}
+
+/// What is active of one priority of a cluster, and its limits.
+struct Used<'a> {
+    limits: &'a ArchivedCircuitBreakers,
+    requests: u32,
+    connections: u32,
+    retries: u32,
+}
+
+impl<'a> Used<'a> {
+    /// `None`: the zone has no such cell.
+    fn of(pin: &zone::Pin<'_>, c: &'a ArchivedCluster, high: bool) -> Option<Used<'a>> {
+        let count = |cell: u32| {
+            let cell = pin.cell(cell)?;
+            let [requests, connections, retries] =
+                [&cell.rq_active, &cell.cx_active, &cell.rq_retry_active].map(|g| g.load(Ordering::Relaxed));
+            Some((requests, connections, retries))
+        };
+        let all = count(c.cell.to_native())?;
+        let Some(of_high) = c.high_priority.as_ref() else {
+            let (requests, connections, retries) = all;
+            return Some(Used { limits: &c.circuit_breakers, requests, connections, retries });
+        };
+        let (requests, connections, retries) = count(of_high.cell.to_native())?;
+        Some(match high {
+            true => Used { limits: &of_high.circuit_breakers, requests, connections, retries },
+            // The cluster's own cell counts both.
+            false => Used {
+                limits: &c.circuit_breakers,
+                requests: all.0.saturating_sub(requests),
+                connections: all.1.saturating_sub(connections),
+                retries: all.2.saturating_sub(retries),
+            },
+        })
     }
 }
 
 /// Whether what is active has to be counted by cluster. Istio's clusters have no limits, unless they are asked for.
 fn is_limited(c: &ArchivedCluster) -> bool {
     let limits = &c.circuit_breakers;
-    limits.retry_budget.is_some()
+    c.high_priority.is_some()
+        || limits.retry_budget.is_some()
         || [&limits.max_requests, &limits.max_connections, &limits.max_pending_requests]
             .iter()
             .any(|n| n.to_native() != u32::MAX)
@@ -303,12 +402,13 @@ fn is_limited(c: &ArchivedCluster) -> bool {
 fn picked(
     pin: &zone::Pin<'_>,
     c: &ArchivedCluster,
-    unit: Unit,
+    upstream: &Upstream<'_>,
     (sockaddr, socklen): (libc::sockaddr_storage, libc::socklen_t),
     cell: u32,
     v4: bool,
 ) -> Picked {
     let cluster_cell = c.cell.to_native();
+    let unit = upstream.unit;
     let held_cluster = match unit {
         // This counts it, too.
         Unit::Request if is_limited(c) || c.outlier_detection.is_some() || c.health_check.is_some() => {
@@ -321,6 +421,7 @@ fn picked(
             (unit == Unit::Connection).then(|| pin.acquire_connection(cluster_cell)).flatten()
         }
     };
+    let held_high = c.high_priority.as_ref().filter(|_| upstream.high_priority && unit == Unit::Request);
     Picked {
         sockaddr,
         socklen,
@@ -329,6 +430,9 @@ fn picked(
         connect_timeout: c.connect_timeout.to_native(),
         idle_timeout: c.idle_timeout.to_native(),
         max_requests_per_connection: c.max_requests_per_connection.to_native(),
+        max_connection_duration: (c.max_connection_duration.to_native(), c.max_connection_duration_jitter.to_native()),
+        tcp_keepalive: c.tcp_keepalive.as_ref().map(|k| (k.0.to_native(), k.1.to_native(), k.2.to_native())),
+        proxy_protocol: c.proxy_protocol.is_some(),
         protocol: match c.protocol {
             ArchivedUpstreamProtocol::Http1 => Protocol::Http1,
             ArchivedUpstreamProtocol::Http2 => Protocol::Http2,
@@ -337,9 +441,20 @@ fn picked(
         bind: c.bind.iter().map(IpAddr::from).find(|ip| ip.is_ipv4() == v4),
         held: pin.acquire(cell),
         held_cluster,
+        held_high: held_high.and_then(|high| pin.acquire(high.cell.to_native())),
         outlier: c.outlier_detection.as_ref().map(|o| Rules::from(&**o)),
         checked: c.health_check.as_ref().is_some_and(|h| matches!(h.kind, ArchivedHealthCheckKind::Http(_))),
     }
+}
+
+/// What an endpoint of the cluster is told first of a client's connection; `None`: nothing.
+pub fn proxy_header(upstream: &Upstream<'_>, source: SocketAddr, destination: SocketAddr) -> Option<Vec<u8>> {
+    zone::with_worker(|worker| {
+        let (pin, _) = worker.pin();
+        let cluster = pin.cluster(upstream.hash, upstream.cluster)?;
+        Some(cluster.proxy_protocol.as_ref()?.header(source, destination))
+    })
+    .flatten()
 }
 
 /// The address of a Unix socket; `@` begins an abstract name. `None` when the path is too long.
@@ -374,7 +489,8 @@ pub fn report(picked: &Picked, outcome: Outcome) {
 pub fn end(picked: &mut Picked, outcome: Outcome) {
     zone::with_worker(|worker| {
         count(worker, picked, outcome);
-        for held in [picked.held.take(), picked.held_cluster.take()].into_iter().flatten() {
+        let all = [picked.held.take(), picked.held_cluster.take(), picked.held_high.take()];
+        for held in all.into_iter().flatten() {
             worker.release(held);
         }
     });
@@ -403,11 +519,11 @@ fn count(worker: &mut Worker, picked: &Picked, outcome: Outcome) {
 
 /// A retry that counts against its cluster's limit until it comes back by [`end_retry`].
 #[derive(Clone, Copy)]
-pub struct Retry(Option<zone::Held>);
+pub struct Retry(Option<zone::Held>, Option<zone::Held>);
 
 impl Retry {
     /// None.
-    pub const NONE: Retry = Retry(None);
+    pub const NONE: Retry = Retry(None, None);
 }
 
 /// A request is about to be tried again.
@@ -420,19 +536,19 @@ pub fn begin_retry(upstream: &Upstream<'_>) -> Result<Retry, Reason> {
         let (pin, _) = worker.pin();
         let cluster = pin.cluster(upstream.hash, upstream.cluster).ok_or(Reason::NoCluster)?;
         let index = cluster.cell.to_native();
-        let Some(cell) = pin.cell(index) else { return Ok(Retry(None)) };
-        let (retries, active) = (cell.rq_retry_active.load(Ordering::Relaxed), cell.rq_active.load(Ordering::Relaxed));
-        match cluster.circuit_breakers.allows_retry(retries, active) {
-            true => Ok(Retry(pin.acquire_retry(index))),
-            false => Err(Reason::Overflow),
+        let Some(used) = Used::of(&pin, cluster, upstream.high_priority) else { return Ok(Retry::NONE) };
+        if !used.limits.allows_retry(used.retries, used.requests) {
+            return Err(Reason::Overflow);
         }
+        let high = cluster.high_priority.as_ref().filter(|_| upstream.high_priority);
+        Ok(Retry(pin.acquire_retry(index), high.and_then(|high| pin.acquire_retry(high.cell.to_native()))))
     })
     .unwrap_or(Err(Reason::NoZone))
 }
 
 /// The retry is over, if there is one.
 pub fn end_retry(retry: &mut Retry) {
-    if let Some(held) = retry.0.take() {
+    for held in [retry.0.take(), retry.1.take()].into_iter().flatten() {
         zone::with_worker(|worker| worker.release(held));
     }
 }

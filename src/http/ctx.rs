@@ -60,6 +60,8 @@ pub struct Ctx {
     pub hash: Option<u64>,
     /// What the route asks of the metadata of endpoints.
     pub metadata_match: MetadataMatch,
+    /// The cluster's limits for high priority count.
+    pub high_priority: bool,
     /// Original destination.
     pub original_dst: Option<SocketAddr>,
     /// A call of gRPC: local replies are those of gRPC.
@@ -156,7 +158,13 @@ impl Ctx {
     pub fn upstream(&self) -> Upstream<'_> {
         // SAFETY: the name lives in the request's pool, as this does.
         let cluster = unsafe { nginx::text(self.cluster) };
-        Upstream { cluster, hash: self.cluster_hash, original_dst: self.original_dst, unit: Unit::Request }
+        Upstream {
+            cluster,
+            hash: self.cluster_hash,
+            original_dst: self.original_dst,
+            unit: Unit::Request,
+            high_priority: self.high_priority,
+        }
     }
 
     /// What an endpoint is picked by, not one of those that were tried.
@@ -209,6 +217,7 @@ impl Ctx {
             original_path: EMPTY,
             hash: None,
             metadata_match: MetadataMatch::NONE,
+            high_priority: false,
             original_dst: None,
             grpc: false,
             stage: Stage::Done,

@@ -408,6 +408,7 @@ unsafe fn act(
                 return Some(());
             }
             ctx.cluster_not_found = forward.action.cluster_not_found_response_code.to_native();
+            ctx.high_priority = forward.action.high_priority;
             ctx.auto_host = forward.auto_host;
             ctx.response.attempt_count = forward.virtual_host.1.include_attempt_count_in_response;
             let levels = Levels {

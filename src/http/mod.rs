@@ -4,6 +4,7 @@
 pub mod body;
 pub mod capture;
 pub mod chain;
+pub mod connect;
 pub mod ctx;
 pub mod decide;
 pub mod edit;

@@ -1,5 +1,6 @@
 //! The upstream peer: `upstream x { amesh; }` and `upstream x { amesh cluster=NAME; }`.
 
+use super::connect::{self, Preface};
 use super::ctx::{self, Ctx};
 use super::edit;
 use super::forward::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, IS_TIMEOUT_RETRY};
@@ -37,7 +38,7 @@ pub struct Peer {
     request: *mut ngx_http_request_t,
     ctx: *mut Ctx,
     /// The endpoint of this try.
-    picked: Picked,
+    pub picked: Picked,
     /// Cells of endpoints that were tried.
     tried: [u32; MAX_TRIED],
     tries: u32,
@@ -53,6 +54,8 @@ pub struct Peer {
     pub retry: Option<u64>,
     /// The connection leads nowhere: a pause.
     pausing: bool,
+    /// What this try's connection says before the request.
+    pub preface: Preface,
     /// nginx's parser, where a look is taken at its result.
     pub process_header: Option<ProcessHeader>,
     /// The client's version of HTTP, which nginx overwrites where an answer is none of HTTP/1.
@@ -213,6 +216,13 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
         tuned((*r).upstream, ctx, peer.picked.connect_timeout, true);
         peer.key = Key { cluster: ctx.cluster_hash, address: peer.picked.address_hash(), http2: ctx.http2 };
         // What was lost with a kept connection is not put on another one.
+        let mut preface = nginx::EMPTY;
+        if peer.picked.proxy_protocol {
+            // Who it is on behalf of is said of a whole connection.
+            let Some((header, hash)) = connect::preface(r, ctx) else { return ERROR };
+            preface = header;
+            peer.key.address ^= hash;
+        }
         let kept = if peer.repeated { None } else { pool::take(peer.key, pc.log) };
         match kept {
             Some(c) => {
@@ -220,7 +230,8 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
                 pc.set_cached(1);
                 DONE
             }
-            None => OK,
+            None if peer.picked.is_plain() => OK,
+            None => connect::connect(pc, peer, preface),
         }
     }
 }
@@ -267,8 +278,15 @@ unsafe fn free(pc: &mut ngx_peer_connection_t, peer: &mut Peer, state: ngx_uint_
         }
         if !c.is_null() && pool::reusable(u, c, failed) {
             let limit = peer.picked.max_requests_per_connection;
-            if limit == 0 || (*c).requests < limit as ngx_uint_t {
-                pool::put(peer.key, c, peer.picked.idle_timeout);
+            let used_up = limit > 0 && (*c).requests >= limit as ngx_uint_t;
+            let left = peer.picked.time_left(c);
+            if !used_up && left != Some(0) {
+                let idle = match (peer.picked.idle_timeout, left) {
+                    (idle, None) => idle,
+                    (0, Some(left)) => left,
+                    (idle, Some(left)) => idle.min(left),
+                };
+                pool::put(peer.key, c, idle);
                 pc.connection = std::ptr::null_mut();
             }
         }

@@ -42,9 +42,13 @@ impl Flags {
 
     /// `RL`: there was no token for it.
     pub const RATE_LIMITED: Flags = Self::one(15);
+    /// `UR`: the upstream reset the connection.
+    pub const UPSTREAM_REMOTE_RESET: Flags = Self::one(16);
+    /// `DT`: the connection lasted too long.
+    pub const DURATION_TIMEOUT: Flags = Self::one(17);
 
-    const NAMES: [&'static str; 15] =
-        ["UH", "UT", "UF", "UC", "NR", "DI", "FI", "DC", "URX", "SI", "UPE", "NC", "REFUSED", "UO", "RL"];
+    const NAMES: [&'static str; 17] =
+        ["UH", "UT", "UF", "UC", "NR", "DI", "FI", "DC", "URX", "SI", "UPE", "NC", "REFUSED", "UO", "RL", "UR", "DT"];
 
     const fn one(number: u8) -> Flags {
         Flags([number, 0, 0, 0, 0, 0, 0, 0])

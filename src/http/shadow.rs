@@ -3,6 +3,7 @@
 //! A copy has a connection of its own and nothing to do with the client's request once it is sent: that one may end, or
 //! wait for its own endpoint, as it likes. A copy is what nginx's proxy made for the endpoint, with another host.
 
+use super::capture;
 use super::ctx::Ctx;
 use super::forward::Seen;
 use super::head::Head;
@@ -91,13 +92,23 @@ pub unsafe fn send(r: *mut ngx_http_request_t, ctx: &mut Ctx) {
         };
         while let Some(shadow) = next.as_ref() {
             next = shadow.next;
-            let bytes = request.with_host(nginx::text(shadow.host), shadow.suffix);
+            let mut bytes = request.with_host(nginx::text(shadow.host), shadow.suffix);
             let cluster = nginx::text(shadow.cluster);
             let hash = zone::hash(Kind::Cluster, cluster.as_bytes());
             // An endpoint that is not there, or does not take it, is nobody's business.
-            if let Ok(picked) =
-                lb::pick(&Upstream { cluster, hash, original_dst: ctx.original_dst, unit: Unit::Request }, &[])
-            {
+            let upstream = Upstream {
+                cluster,
+                hash,
+                original_dst: ctx.original_dst,
+                unit: Unit::Request,
+                high_priority: ctx.high_priority,
+            };
+            if let Ok(picked) = lb::pick(&upstream, &[]) {
+                let captured = capture::find((*r).connection).and_then(|captured| captured.as_ref());
+                if let Some(captured) = captured.filter(|_| picked.proxy_protocol) {
+                    let header = lb::proxy_header(&upstream, captured.source, captured.destination);
+                    bytes.splice(..0, header.unwrap_or_default());
+                }
                 Flight::start(picked, bytes, timeout);
             }
         }

@@ -3,7 +3,7 @@
 use crate::guard::guard;
 use crate::http::capture::Captured;
 use crate::http::reply::Flags;
-use crate::lb::{self, Choice, MetadataMatch, Outcome, Picked, Unit, Upstream};
+use crate::lb::{self, Choice, MetadataMatch, Outcome, Picked, Reason, Unit, Upstream};
 use crate::nginx::{self, pool_str, AGAIN, EMPTY, ERROR, OK};
 use crate::zone;
 use amesh_dataplane::hash::source_hash;
@@ -51,6 +51,22 @@ struct Pipe {
     shut: bool,
 }
 
+impl Pipe {
+    /// Has these bytes sent before all that comes from the source, of which nothing was read yet. False: no room.
+    ///
+    /// # Safety
+    /// The buffer must have [`BUFFER`] bytes.
+    unsafe fn begin_with(&mut self, bytes: &[u8]) -> bool {
+        if bytes.len() > BUFFER {
+            return false;
+        }
+        // SAFETY: promised by the caller; there is room.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.buffer, bytes.len()) };
+        (self.pos, self.last) = (0, bytes.len());
+        true
+    }
+}
+
 /// What is known of a session, in its connection's pool.
 pub struct Ctx {
     session: *mut ngx_stream_session_t,
@@ -71,6 +87,8 @@ pub struct Ctx {
     tried: [u32; MAX_TRIED],
     tries: u32,
     connected: bool,
+    /// When a byte came last, by nginx's clock.
+    active_at: ngx_msec_t,
     life: ngx_event_t,
     /// Client to upstream.
     up: Pipe,
@@ -118,6 +136,7 @@ pub unsafe fn ctx_or_new(s: *mut ngx_stream_session_t) -> Option<*mut Ctx> {
             tried: [u32::MAX; MAX_TRIED],
             tries: 0,
             connected: false,
+            active_at: 0,
             life: std::mem::zeroed(),
             up: pipe(),
             down: pipe(),
@@ -132,19 +151,21 @@ pub unsafe fn ctx_or_new(s: *mut ngx_stream_session_t) -> Option<*mut Ctx> {
 /// # Safety
 /// `c` must be an open connection with a pool.
 pub unsafe fn destination(tcp: &ArchivedTcpProxy, c: *mut ngx_connection_t) -> Option<Destination> {
-    let arms = tcp.clusters.iter().map(|arm| arm.1.to_native());
-    let name = tcp.clusters.get(weighted_pick(arms, fastrand::u64(..)).unwrap_or(0))?;
+    let arms = tcp.clusters.iter().map(|arm| arm.weight.to_native());
+    let arm = tcp.clusters.get(weighted_pick(arms, fastrand::u64(..)).unwrap_or(0))?;
     // SAFETY: promised by the caller.
     let pool = unsafe { (*c).pool };
-    let cluster = pool_str(pool, name.0.as_bytes())?;
+    let cluster = pool_str(pool, arm.name.as_bytes())?;
+    let longest = tcp.max_downstream_connection_duration.to_native();
+    let jitter = tcp.max_downstream_connection_duration_jitter.to_native() / 100.0 * fastrand::f64();
     Some(Destination {
         cluster,
-        hash: zone::hash(Kind::Cluster, name.0.as_bytes()),
+        hash: zone::hash(Kind::Cluster, arm.name.as_bytes()),
         idle_timeout: tcp.idle_timeout.to_native(),
-        max_duration: tcp.max_downstream_connection_duration.to_native(),
+        max_duration: (longest as f64 * (1.0 + jitter)) as u64,
         attempts: tcp.max_connect_attempts.to_native().max(1),
         hash_source_ip: tcp.hash_source_ip,
-        metadata_match: MetadataMatch::keep(pool, &tcp.metadata_match)?,
+        metadata_match: MetadataMatch::keep(pool, &arm.metadata_match)?,
     })
 }
 
@@ -198,6 +219,7 @@ unsafe fn connect(ctx: &mut Ctx) {
                 hash: destination.hash,
                 original_dst,
                 unit: Unit::Connection,
+                high_priority: false,
             };
             let tried = ctx.tried;
             let choice = Choice {
@@ -210,6 +232,9 @@ unsafe fn connect(ctx: &mut Ctx) {
                 Ok(picked) => picked,
                 Err(reason) => {
                     ctx.flags = ctx.flags.with(reason.flags());
+                    if let (Reason::NoCluster, Some(destination)) = (reason, &mut ctx.destination) {
+                        destination.cluster = EMPTY;
+                    }
                     return end(ctx, ffi::NGX_STREAM_BAD_GATEWAY);
                 }
             };
@@ -231,9 +256,16 @@ unsafe fn connect(ctx: &mut Ctx) {
             peer.set_log_error(ffi::ngx_connection_log_error_e_NGX_ERROR_ERR);
             peer.local = picked.bind_addr(&mut ctx.local, &mut ctx.local_sockaddr);
             let timeout = picked.connect_timeout;
+            if let Some(captured) = ctx.captured.as_ref().filter(|_| picked.proxy_protocol) {
+                let header = lb::proxy_header(&upstream, captured.source, captured.destination).unwrap_or_default();
+                if !ctx.up.begin_with(&header) {
+                    return end(ctx, ffi::NGX_STREAM_INTERNAL_SERVER_ERROR);
+                }
+            }
             match ffi::ngx_event_connect_peer(peer) {
                 rc @ (OK | AGAIN) => {
                     let u = peer.connection;
+                    picked.keep_alive((*u).fd);
                     (*u).data = ctx.session.cast();
                     (*u).log = (*c).log;
                     (*(*u).read).log = (*c).log;
@@ -252,7 +284,7 @@ unsafe fn connect(ctx: &mut Ctx) {
                 _ => failed(ctx, Outcome::ConnectFailure),
             }
         }
-        ctx.flags = ctx.flags.with(Flags::UPSTREAM_FAILURE);
+        ctx.flags = ctx.flags.with(Flags::UPSTREAM_FAILURE).with(Flags::RETRY_LIMIT);
         end(ctx, ffi::NGX_STREAM_BAD_GATEWAY);
     }
 }
@@ -311,6 +343,7 @@ unsafe fn connected(ctx: &mut Ctx) {
     unsafe {
         let u = ctx.peer.connection;
         ctx.connected = true;
+        ctx.active_at = ffi::ngx_current_msec;
         if let Some(picked) = &ctx.picked {
             lb::report(picked, Outcome::Connected);
         }
@@ -334,7 +367,11 @@ extern "C" fn on_client(ev: *mut ngx_event_t) {
         let Some(ctx) = ctx((*c).data.cast()) else { return };
         if (*ev).timedout() != 0 {
             (*ev).set_timedout(0);
-            return end(ctx, ffi::NGX_STREAM_OK);
+            let idle = ctx.destination.map_or(0, |d| d.idle_timeout) as ngx_msec_t;
+            match idle.saturating_sub(ffi::ngx_current_msec.wrapping_sub(ctx.active_at)) {
+                0 => return end(ctx, ffi::NGX_STREAM_OK),
+                left => ffi::ngx_add_timer(ev, left),
+            }
         }
         if ctx.connected {
             process(ctx);
@@ -354,7 +391,11 @@ extern "C" fn on_upstream(ev: *mut ngx_event_t) {
 
 extern "C" fn on_life_end(ev: *mut ngx_event_t) {
     // SAFETY: the event's data is the context that it stands in; end() takes the timer away.
-    guard("the TCP proxy", (), || unsafe { end(&mut *(*ev).data.cast::<Ctx>(), ffi::NGX_STREAM_OK) });
+    guard("the TCP proxy", (), || unsafe {
+        let ctx = &mut *(*ev).data.cast::<Ctx>();
+        ctx.flags = ctx.flags.with(Flags::DURATION_TIMEOUT);
+        end(ctx, ffi::NGX_STREAM_OK);
+    });
 }
 
 /// Moves what can be moved, both ways.
@@ -366,10 +407,20 @@ unsafe fn process(ctx: &mut Ctx) {
         let u = ctx.peer.connection;
         let up = pump(&mut ctx.up, c, u);
         let down = pump(&mut ctx.down, u, c);
-        if let Some(n) = up {
+        if let Ok(n) = up {
             (*s).received += n as ffi::off_t;
         }
-        let (Some(sent), Some(received)) = (up, down) else { return end(ctx, ffi::NGX_STREAM_OK) };
+        let (sent, received) = match (up, down) {
+            (Ok(sent), Ok(received)) => (sent, received),
+            (up, down) => {
+                let of_client = up == Err(Broken::Source) || down == Err(Broken::Target);
+                reset(if of_client { u } else { c });
+                if !of_client {
+                    ctx.flags = ctx.flags.with(Flags::UPSTREAM_REMOTE_RESET);
+                }
+                return end(ctx, ffi::NGX_STREAM_OK);
+            }
+        };
         if ctx.up.shut && ctx.down.shut {
             return end(ctx, ffi::NGX_STREAM_OK);
         }
@@ -379,24 +430,48 @@ unsafe fn process(ctx: &mut Ctx) {
             }
         }
         let idle = ctx.destination.map_or(0, |d| d.idle_timeout);
-        if idle > 0 && (sent + received > 0 || (*(*c).write).timer_set() == 0) {
-            ffi::ngx_add_timer((*c).write, idle as ngx_msec_t);
+        if idle > 0 {
+            if sent + received > 0 {
+                ctx.active_at = ffi::ngx_current_msec;
+            }
+            // It is not moved with each byte, and nginx would not move it by less than 300 ms: when it is over, a look is
+            // taken at how long ago the last byte was.
+            if (*(*c).write).timer_set() == 0 {
+                ffi::ngx_add_timer((*c).write, idle as ngx_msec_t);
+            }
         }
     }
 }
 
-/// Moves bytes one way; how many were read, `None` when a side is broken.
-unsafe fn pump(pipe: &mut Pipe, from: *mut ngx_connection_t, to: *mut ngx_connection_t) -> Option<usize> {
+/// Which side has reset its connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Broken {
+    /// The one that bytes come from.
+    Source,
+    /// The one that they go to.
+    Target,
+}
+
+/// Has the connection to the other side end as this one did: by a reset, not as if all had been said.
+unsafe fn reset(c: *mut ngx_connection_t) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let len = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: promised by the caller: the connection is open; the option's value outlives the call.
+    unsafe { libc::setsockopt((*c).fd, libc::SOL_SOCKET, libc::SO_LINGER, std::ptr::from_ref(&linger).cast(), len) };
+}
+
+/// Moves bytes one way; how many were read.
+unsafe fn pump(pipe: &mut Pipe, from: *mut ngx_connection_t, to: *mut ngx_connection_t) -> Result<usize, Broken> {
     let mut total = 0;
     // SAFETY: both connections are open, the buffer has BUFFER bytes.
     unsafe {
-        let (recv, send) = ((*from).recv?, (*to).send?);
+        let (recv, send) = ((*from).recv.ok_or(Broken::Source)?, (*to).send.ok_or(Broken::Target)?);
         loop {
             while pipe.pos < pipe.last && (*(*to).write).ready() != 0 {
                 match send(to, pipe.buffer.add(pipe.pos), pipe.last - pipe.pos) {
                     n if n > 0 => pipe.pos += n as usize,
                     n if n == AGAIN => break,
-                    _ => return None,
+                    _ => return Err(Broken::Target),
                 }
             }
             if pipe.pos == pipe.last {
@@ -413,7 +488,7 @@ unsafe fn pump(pipe: &mut Pipe, from: *mut ngx_connection_t, to: *mut ngx_connec
                     total += n as usize;
                 }
                 n if n == AGAIN => break,
-                _ => return None,
+                _ => return Err(Broken::Source),
             }
         }
         if pipe.eof && pipe.pos == pipe.last && !pipe.shut {
@@ -422,7 +497,7 @@ unsafe fn pump(pipe: &mut Pipe, from: *mut ngx_connection_t, to: *mut ngx_connec
             libc::shutdown((*to).fd, libc::SHUT_WR);
         }
     }
-    Some(total)
+    Ok(total)
 }
 
 /// Ends the session: upstream first, then nginx's own end.

@@ -55,7 +55,10 @@ impl Publisher {
             Value::RouteTable(v) => rkyv::to_bytes::<ArchiveError>(v),
             Value::ListenerIndex(v) => rkyv::to_bytes::<ArchiveError>(v),
             Value::Cluster(v) => {
-                let v = Cluster { cell: self.cell(&mut cells, &cluster_key(&v.name))?, ..v.clone() };
+                let mut v = Cluster { cell: self.cell(&mut cells, &cluster_key(&v.name))?, ..v.clone() };
+                if let Some(high) = &mut v.high_priority {
+                    high.cell = self.cell(&mut cells, &high_priority_key(&v.name))?;
+                }
                 rkyv::to_bytes::<ArchiveError>(&v)
             }
             Value::EndpointSet(v) => {
@@ -103,6 +106,11 @@ fn error(e: Error) -> PublishError {
 /// Key of a cluster's cell.
 fn cluster_key(cluster: &str) -> Vec<u8> {
     [b"cluster/", cluster.as_bytes()].concat()
+}
+
+/// Key of the cell that counts a cluster's requests of high priority.
+fn high_priority_key(cluster: &str) -> Vec<u8> {
+    [b"high/", cluster.as_bytes()].concat()
 }
 
 /// Key of an endpoint's cell.

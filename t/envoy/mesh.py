@@ -10,7 +10,7 @@ T = "type.googleapis.com/envoy."
 HCM = T + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 ROUTER = T + "extensions.filters.http.router.v3.Router"
 LISTENER, CLUSTER, TABLE = (T + f"config.{kind}" for kind in ("listener.v3.Listener", "cluster.v3.Cluster", "route.v3.RouteConfiguration"))
-ENDPOINTS = ("a", "b", "c", "d", "e", "mirror")
+ENDPOINTS = ("a", "b", "c", "d", "e", "mirror", "proxied")
 # "down" listens nowhere.
 NAMES = (*ENDPOINTS, "down")
 # What cases can use without saying more.

@@ -2,15 +2,19 @@
 
 A request belongs to a test by its `x-test-id`. A script is a list, one entry a try; the last entry is for all further tries:
 words of `200` (a status), `delay=0.3` (seconds before the header), `x-a:1` (a header), `body=text`, `pause=0.3` (after the
-header and half of the body), `chunked`, `reset` or `close` (instead of a response), `cut` (after half of the body).
+header and half of the body), `count` (`x-on-connection` says which request of its connection it is), `chunked`, `reset` or `close` (instead of a response), `cut` (after half of the body).
 """
 
 import asyncio
 import collections
+import ipaddress
 import socket
 import struct
 
 MIRROR = "mirror"
+# What comes to this endpoint begins with the PROXY protocol; `x-proxy` says what it said.
+PROXIED = "proxied"
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
 
 class Upstream:
@@ -26,14 +30,16 @@ class Upstream:
 
     async def connection(self, name, reader, writer):
         try:
-            while await self.request(name, reader, writer):
-                pass
+            said = [("x-proxy", await proxy(reader))] if name == PROXIED else []
+            number = 1
+            while await self.request(name, reader, writer, number, said):
+                number += 1
         except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
 
-    async def request(self, name, reader, writer):
+    async def request(self, name, reader, writer, on_connection, said):
         """Answers one request; whether the connection goes on."""
         line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip("\r\n").split("\r\n")
         method, path, _ = line.split(" ")
@@ -48,7 +54,8 @@ class Upstream:
             return await self.upgraded(reader, writer, first)
         script = self.scripts.get(first.get("x-test-id"), ["200"])
         words = "200" if name == MIRROR else script[min(number, len(script) - 1)]
-        return await answer(words.split(), method, name, writer)
+        words = words.replace("count", f"x-on-connection:{on_connection}")
+        return await answer(words.split(), method, name, writer, said)
 
     async def upgraded(self, reader, writer, first):
         writer.write(f"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {first['upgrade']}\r\n\r\n".encode())
@@ -69,8 +76,22 @@ async def body(reader, headers):
     return await reader.readexactly(int(headers.get("content-length", 0)))
 
 
-async def answer(words, method, name, writer):
-    status, headers, text = "200", [("x-endpoint", name)], f"from {name}\n"
+async def proxy(reader):
+    """Versions 1 and 2 of the PROXY protocol, as text without the port of the client."""
+    begin = await reader.readexactly(len(SIGNATURE))
+    if begin != SIGNATURE:
+        words = (begin + await reader.readuntil(b"\r\n")).decode().split()
+        return " ".join(["v1", *words[:4], *words[5:]])
+    command, family, *length = await reader.readexactly(4)
+    rest = await reader.readexactly(int.from_bytes(length, "big"))
+    size = {0x11: 4, 0x21: 16}[family]
+    hosts = [str(ipaddress.ip_address(rest[at : at + size])) for at in (0, size)]
+    port = int.from_bytes(rest[2 * size + 2 : 2 * size + 4], "big")
+    return " ".join(["v2", f"{command:x} {family:x}", *hosts, str(port), rest[2 * size + 4 :].hex()])
+
+
+async def answer(words, method, name, writer, said):
+    status, headers, text = "200", [("x-endpoint", name), *said], f"from {name}\n"
     flags = {word for word in words if word.isalpha()}
     options = dict(word.split("=", 1) for word in words if "=" in word and ":" not in word.split("=")[0])
     for word in words:

@@ -2,7 +2,8 @@
 
 use crate::address::Ip;
 use crate::hash_policy::HashPolicy;
-use crate::health::{CircuitBreakers, HealthCheck, OutlierDetection};
+use crate::health::{CircuitBreakers, HealthCheck, HighPriority, OutlierDetection};
+use crate::proxy_protocol::ProxyProtocol;
 use crate::subset::Subsets;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -37,16 +38,24 @@ pub struct Cluster {
     pub idle_timeout: u64,
     /// A connection is closed after this many requests; 0: never.
     pub max_requests_per_connection: u32,
+    /// A connection is closed after so long in ms, as soon as no request is on it; 0: never.
+    pub max_connection_duration: u64,
+    /// Up to this share of that is added, at random for each connection, in per cent.
+    pub max_connection_duration_jitter: f64,
     /// TCP keepalive: idle time, interval (s) and probes; 0: the system's.
     pub tcp_keepalive: Option<(u32, u32, u32)>,
     /// Source address of connections (`upstream_bind_config`), one a family.
     pub bind: Vec<Ip>,
+    /// Endpoints are told who the client is, before anything else; `None`: they are not.
+    pub proxy_protocol: Option<Box<ProxyProtocol>>,
     /// Active health checks; `None`: none.
     pub health_check: Option<Box<HealthCheck>>,
     /// Which failures of requests take endpoints out; `None`: none.
     pub outlier_detection: Option<Box<OutlierDetection>>,
     /// Its limits.
     pub circuit_breakers: CircuitBreakers,
+    /// Limits of their own for requests of high priority; `None`: they are counted as all others.
+    pub high_priority: Option<Box<HighPriority>>,
     /// Every request is refused with 503, for this reason.
     pub refuse: Option<String>,
     /// Index of the cluster's cell of counters in the zone. Set by the writer when it publishes.

@@ -179,6 +179,15 @@ pub struct FailurePercentage {
     pub enforcing_local_origin: u32,
 }
 
+/// Limits for requests of routes with `priority: HIGH` (`CircuitBreakers.Thresholds`), which are counted by themselves.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+pub struct HighPriority {
+    /// The limits.
+    pub circuit_breakers: CircuitBreakers,
+    /// Index of the cell that counts them in the zone. Set by the writer when it publishes.
+    pub cell: u32,
+}
+
 /// Limits of a cluster (`CircuitBreakers.Thresholds` of the default priority).
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 pub struct CircuitBreakers {
@@ -218,10 +227,11 @@ impl Default for CircuitBreakers {
 
 impl ArchivedCircuitBreakers {
     /// Whether one more request may be active beside `active` ones. A request of HTTP/1.1 has a connection of its own,
-    /// or waits for one.
+    /// or waits for one; where none may wait, no connection is ever made. Each endpoint may have one connection.
     pub fn allows_request(&self, active: u32) -> bool {
-        let places = self.max_connections.to_native().saturating_add(self.max_pending_requests.to_native());
-        active < self.max_requests.to_native().min(places)
+        let pending = self.max_pending_requests.to_native();
+        let places = self.max_connections.to_native().max(1).saturating_add(pending);
+        pending > 0 && active < self.max_requests.to_native().min(places)
     }
 
     /// Whether one more connection may be open beside `active` ones.

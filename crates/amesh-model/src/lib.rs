@@ -26,6 +26,7 @@ pub mod listener;
 pub mod matcher;
 pub mod metadata;
 pub mod plan;
+pub mod proxy_protocol;
 pub mod retry;
 pub mod route;
 pub mod route_index;

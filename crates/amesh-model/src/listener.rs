@@ -119,17 +119,28 @@ pub struct TcpProxy {
     /// Name for statistics.
     pub stat_prefix: String,
     /// One cluster, or several with weights, picked once a connection.
-    pub clusters: Vec<(String, u32)>,
+    pub clusters: Vec<TcpCluster>,
     /// Idle time-out in ms; 0: none. Envoy's default is an hour.
     pub idle_timeout: u64,
     /// A connection is closed after this long, in ms; 0: never.
     pub max_downstream_connection_duration: u64,
+    /// Up to this share of that is added, at random, in per cent.
+    pub max_downstream_connection_duration_jitter: f64,
     /// Endpoints tried, at least 1.
     pub max_connect_attempts: u32,
-    /// Which subset of a cluster with subsets.
-    pub metadata_match: Vec<Criterion>,
     /// The address of the client is hashed (`hash_policy.source_ip`), for clusters that pick by hash.
     pub hash_source_ip: bool,
+}
+
+/// Where a TCP proxy may send a connection.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct TcpCluster {
+    /// The cluster.
+    pub name: String,
+    /// Its weight, above 0.
+    pub weight: u32,
+    /// Which subset of a cluster with subsets.
+    pub metadata_match: Vec<Criterion>,
 }
 
 /// An HTTP connection manager (`extensions.filters.network.http_connection_manager.v3`).

@@ -204,6 +204,8 @@ pub struct ForwardAction {
     pub max_grpc_timeout: Option<u64>,
     /// Taken off that `grpc-timeout`, in ms.
     pub grpc_timeout_offset: u64,
+    /// The cluster's limits for high priority count.
+    pub high_priority: bool,
     /// Tries after the first. Without a policy of its own the route has its virtual host's.
     pub retry: RetryPolicy,
     /// Copies. Without any of its own the route has its virtual host's, or its table's.

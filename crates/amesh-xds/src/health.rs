@@ -22,6 +22,7 @@ use amesh_model::address::Address;
 use amesh_model::cluster::Cluster;
 use amesh_model::endpoint::{Endpoint, EndpointSet};
 use amesh_model::health::{HealthCheck, OutlierDetection};
+use amesh_model::proxy_protocol::ProxyProtocol;
 use amesh_model::vitals::{
     ClusterVitals, EndpointVitals, CHECKED, DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC, FAILED_OUTLIER_CHECK,
     PENDING_ACTIVE_HC,
@@ -83,6 +84,7 @@ struct Watched {
     check: Option<Arc<HealthCheck>>,
     outlier: Option<Box<OutlierDetection>>,
     bind: Vec<IpAddr>,
+    proxy_protocol: Option<Box<ProxyProtocol>>,
     members: Vec<Member>,
     /// End of the interval of outlier detection.
     due: Option<Instant>,
@@ -203,12 +205,14 @@ impl Health {
             check: None,
             outlier: None,
             bind: Vec::new(),
+            proxy_protocol: None,
             members: Vec::new(),
             due: None,
             filled: false,
         });
-        if watched.check != check || watched.bind != bind {
+        if watched.check != check || watched.bind != bind || watched.proxy_protocol != cluster.proxy_protocol {
             (watched.check, watched.bind) = (check, bind);
+            watched.proxy_protocol.clone_from(&cluster.proxy_protocol);
             for id in watched.members.iter_mut().filter_map(|m| m.id.take()) {
                 self.checks.remove(&id);
                 self.changes.push(Change::Stop(id));
@@ -297,6 +301,7 @@ impl Health {
                 cluster: name.to_owned(),
                 bind: watched.bind.clone(),
                 mark: self.mark,
+                proxy_protocol: watched.proxy_protocol.clone(),
             };
             self.changes.push(Change::Start(id, probe, Duration::from_millis(first)));
         }

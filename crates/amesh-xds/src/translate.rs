@@ -25,6 +25,7 @@ mod action;
 mod body;
 mod chain;
 mod cluster;
+mod connection;
 mod cors;
 mod endpoint;
 mod fault;

@@ -140,13 +140,14 @@ fn outlier_detection_has_envoys_defaults_and_bounds() {
 }
 
 #[test]
-fn circuit_breakers_are_those_of_the_default_priority() {
+fn circuit_breakers_are_of_a_priority() {
     assert_eq!(cluster("").circuit_breakers, CircuitBreakers::default());
     let both = "circuit_breakers: {thresholds: [{priority: HIGH, max_requests: 1}, {max_requests: 2, max_retries: 0},
         {max_requests: 3}]},";
     let (c, _, notes) = translated(both, "").unwrap();
     assert_eq!(c.circuit_breakers, CircuitBreakers { max_requests: 2, max_retries: 0, ..CircuitBreakers::default() });
-    assert_eq!(notes, ["circuit_breakers.thresholds[].priority"]);
+    assert_eq!(c.high_priority.unwrap().circuit_breakers, CircuitBreakers { max_requests: 1, ..Default::default() });
+    assert_eq!((notes.len(), cluster("").high_priority), (0, None));
     let budget = "circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 25}}}]},";
     let wanted = RetryBudget { percent: 25.0, min_retry_concurrency: 3 };
     assert_eq!(cluster(budget).circuit_breakers.retry_budget, Some(wanted));

@@ -170,7 +170,7 @@ fn inbound_fails_closed_and_outbound_is_open() {
                 assert!(why.contains("rbac") || why.contains("jwt") || why.contains("mark"), "{why}");
                 assert!(matches!(h.routes, RouteSpecifier::Inline(_)));
             }
-            ChainAction::Tcp(t) => open.push((c.name.as_str(), t.clusters[0].0.as_str())),
+            ChainAction::Tcp(t) => open.push((c.name.as_str(), t.clusters[0].name.as_str())),
         }
     }
     assert_eq!(open, [("virtualInbound-blackhole", "BlackHoleCluster")]);

@@ -5,6 +5,7 @@ mod resources;
 
 use amesh_model::cluster::{Discovery, LbPolicy, UpstreamProtocol};
 use amesh_model::listener::ChainAction;
+use amesh_model::proxy_protocol::ProxyProtocolVersion;
 use amesh_model::route::RouteAction;
 use amesh_xds::translate::{self, NoteKind, Notes};
 
@@ -131,6 +132,35 @@ fn the_first_transport_socket_that_matches_decides() {
     assert_eq!(ends(&istio, ""), None);
     assert!(ends(&format!("transport_socket: {TLS},"), "").is_some(), "the cluster's own socket");
     assert!(ends(&format!("transport_socket: {TLS}, {}", with(&istio, "match: {}", "match: {a: b}")), "").is_some());
+}
+
+#[test]
+fn a_cluster_may_speak_the_proxy_protocol() {
+    const KIND: &str =
+        "type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+    let speaks = |config: &str, inner: &str| {
+        let socket =
+            format!("{{name: p, typed_config: {{\"@type\": {KIND}, config: {config}, transport_socket: {inner}}}}}");
+        cluster(
+            &with(CLUSTER, "type: STATIC,", &format!("type: STATIC, transport_socket: {socket},")),
+            &mut Notes::new(),
+        )
+    };
+    let raw = "{name: envoy.transport_sockets.raw_buffer}";
+    let proxied = |config: &str| speaks(config, raw).unwrap().cluster.proxy_protocol.map(|p| (p.version, p.tlvs));
+    assert_eq!(proxied("{}"), Some((ProxyProtocolVersion::V1, vec![])));
+    let added = "{version: V2, added_tlvs: [{type: 234, value: aGk=}]}";
+    assert_eq!(proxied(added), Some((ProxyProtocolVersion::V2, vec![234, 0, 2, b'h', b'i'])));
+    let translate::Source::Inline(set) = speaks("{}", raw).unwrap().source else { panic!() };
+    assert_eq!(set.localities[0].endpoints[0].refuse, None);
+
+    let too_much = speaks("{version: V2, added_tlvs: [{type: 256}]}", raw).unwrap_err();
+    assert_eq!(too_much.field, "transport_socket.typed_config.config.added_tlvs[0]");
+    let translate::Source::Inline(set) = speaks("{}", "{name: tls}").unwrap().source else { panic!() };
+    assert!(
+        set.localities[0].endpoints[0].refuse.as_ref().unwrap().contains("\"tls\""),
+        "what is within it is plain TCP"
+    );
 }
 
 #[test]

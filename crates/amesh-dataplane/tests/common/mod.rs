@@ -7,7 +7,7 @@ use amesh_dataplane::route::RequestHead;
 use amesh_model::header::HeaderEdits;
 use amesh_model::listener::{
     ChainAction, EscapedSlashes, FilterChain, FilterChainMatch, HttpConnectionManager, Listener, RouteSpecifier,
-    ServerHeader, TcpProxy, TrafficDirection, Underscores,
+    ServerHeader, TcpCluster, TcpProxy, TrafficDirection, Underscores,
 };
 use amesh_model::matcher::{HeaderMatch, HeaderMatcher, Regex, StringMatcher, StringPattern};
 use amesh_model::route::{
@@ -134,6 +134,7 @@ pub fn forward(cluster: &str) -> ForwardAction {
         max_stream_duration: Default::default(),
         max_grpc_timeout: None,
         grpc_timeout_offset: 0,
+        high_priority: false,
         retry: Default::default(),
         mirrors: vec![],
     }
@@ -246,12 +247,12 @@ pub fn hcm() -> HttpConnectionManager {
 pub fn chain(name: &str, filter_chain_match: FilterChainMatch) -> FilterChain {
     let action = ChainAction::Tcp(TcpProxy {
         stat_prefix: name.into(),
-        clusters: vec![(name.into(), 1)],
+        clusters: vec![TcpCluster { name: name.into(), weight: 1, metadata_match: Vec::new() }],
         idle_timeout: 0,
         max_downstream_connection_duration: 0,
+        max_downstream_connection_duration_jitter: 0.0,
         max_connect_attempts: 1,
         hash_source_ip: false,
-        metadata_match: Vec::new(),
     });
     FilterChain { name: name.into(), filter_chain_match, action }
 }

@@ -5,6 +5,7 @@ use crate::dns::set_mark;
 use amesh_model::address::Address;
 use amesh_model::health::{HealthCheck, HealthCheckKind, HttpHealthCheck};
 use amesh_model::matcher::{StringMatcher, StringPattern};
+use amesh_model::proxy_protocol::ProxyProtocol;
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue, CONTENT_TYPE, HOST, TE, USER_AGENT};
 use http::uri::Authority;
@@ -45,6 +46,8 @@ pub(crate) struct Probe {
     /// Source addresses, one a family.
     pub(super) bind: Vec<IpAddr>,
     pub(super) mark: Option<u32>,
+    /// What the endpoint is told first.
+    pub(super) proxy_protocol: Option<Box<ProxyProtocol>>,
 }
 
 /// A connection that waits for the next check.
@@ -124,8 +127,11 @@ impl Probe {
         if let Some(ip) = self.bind.iter().find(|ip| ip.is_ipv4() == to.is_ipv4()) {
             socket.bind(SocketAddr::new(*ip, 0))?;
         }
-        let stream = socket.connect(to).await?;
+        let mut stream = socket.connect(to).await?;
         stream.set_nodelay(true)?;
+        if let Some(proxied) = &self.proxy_protocol {
+            stream.write_all(&proxied.local(stream.local_addr()?, to)).await?;
+        }
         Ok(Box::new(stream))
     }
 

@@ -156,6 +156,7 @@ async fn probe(check: HealthCheck, address: &Address) -> Checked {
         hostname,
         cluster: "a|b".into(),
         bind: vec![],
+        proxy_protocol: None,
         mark: None,
     };
     probe.run(None).await.0

@@ -80,7 +80,6 @@ fn forward(
     ignored!(notes, "nginx's own time-outs hold"; flush_timeout);
     ignored!(notes, "retry policies that are extensions are not supported"; retry_policy_typed_config);
     retry::hedging(hedge_policy, notes)?;
-    ignored!(notes, "all requests are of the default priority"; priority);
     ignored!(notes, "there is no rate limit filter"; rate_limits, include_vh_rate_limits);
     for (i, c) in upgrade_configs.iter().enumerate() {
         notes.each("upgrade_configs", i, |n| match c.connect_config {
@@ -139,6 +138,8 @@ fn forward(
         max_grpc_timeout: millis(max_grpc_timeout, "max_grpc_timeout", notes)?
             .filter(|_| max_stream_duration.is_none()),
         grpc_timeout_offset: millis(grpc_timeout_offset, "grpc_timeout_offset", notes)?.unwrap_or(0),
+        high_priority: enumeration::<core::RoutingPriority>(*priority, "priority", notes)?
+            == core::RoutingPriority::High,
         retry,
         mirrors: match request_mirror_policies.as_slice() {
             [] => inherited.mirrors.to_vec(),

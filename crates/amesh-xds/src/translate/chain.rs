@@ -1,10 +1,10 @@
 //! Filter chains, what they match, and the TCP proxy.
 
-use super::notes::{ignored, unsupported};
+use super::notes::ignored;
 use super::value::{at_least, cidr, enumeration, millis, port, positive_millis, type_name, unpack};
 use super::{filter, hcm, socket, subset, Invalid, Notes};
 use amesh_model::address::CidrRange;
-use amesh_model::listener::{ChainAction, FilterChain, FilterChainMatch, SourceType, TcpProxy};
+use amesh_model::listener::{ChainAction, FilterChain, FilterChainMatch, SourceType, TcpCluster, TcpProxy};
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use std::collections::{BTreeMap, HashMap};
@@ -195,7 +195,6 @@ fn tcp_proxy(proxy: &tcp::TcpProxy, notes: &mut Notes) -> Result<ChainAction, In
     ignored!(notes, "nginx writes its own access logs";
         access_log, access_log_flush_interval, flush_access_log_on_connected, access_log_options);
     ignored!(notes, "endpoints are tried without a pause"; backoff_options);
-    ignored!(notes, "the duration has no jitter"; max_downstream_connection_duration_jitter_percentage);
     ignored!(notes, "there is no PROXY protocol to the endpoint"; proxy_protocol_tlvs);
     ignored!(notes, "endpoints are connected at once"; upstream_connect_mode, max_early_data_bytes, check_drain_close);
     if stat_prefix.is_empty() {
@@ -205,27 +204,36 @@ fn tcp_proxy(proxy: &tcp::TcpProxy, notes: &mut Notes) -> Result<ChainAction, In
     if hash_policy.iter().any(|p| matches!(p.policy_specifier, Some(Hash::FilterState(_)))) {
         notes.ignored("hash_policy[].filter_state", "there is no filter state, so it gives no hash");
     }
+    let match_all = subset::metadata_match(metadata_match);
+    let jitter = max_downstream_connection_duration_jitter_percentage.as_ref().map_or(0.0, |p| p.value);
+    if !(0.0..=100.0).contains(&jitter) {
+        let field = "max_downstream_connection_duration_jitter_percentage";
+        return Err(notes.invalid(field, format!("{jitter} is not within 0 to 100")));
+    }
     let no_cluster = "is empty: the name of a cluster is needed";
     let clusters = match cluster_specifier {
         None => return Err(notes.invalid("cluster_specifier", "is not set: cluster or weighted_clusters")),
         Some(S::Cluster(c)) if c.is_empty() => return Err(notes.invalid("cluster", no_cluster)),
-        Some(S::Cluster(c)) => vec![(c.clone(), 1)],
+        Some(S::Cluster(c)) => vec![TcpCluster { name: c.clone(), weight: 1, metadata_match: match_all }],
         Some(S::WeightedClusters(w)) if w.clusters.is_empty() => {
             return Err(notes.invalid("weighted_clusters.clusters", "is empty"));
         }
         Some(S::WeightedClusters(w)) => notes.within("weighted_clusters", |n| {
             n.list("clusters", &w.clusters, |c, n| {
                 let tcp::tcp_proxy::weighted_cluster::ClusterWeight { name, weight, metadata_match } = c;
-                unsupported!(n; metadata_match);
                 match (name.is_empty(), weight) {
                     (true, _) => Err(n.invalid("name", no_cluster)),
                     (_, 0) => Err(n.invalid("weight", "is 0, must be 1 or more")),
-                    _ => Ok((name.clone(), *weight)),
+                    _ => Ok(TcpCluster {
+                        name: name.clone(),
+                        weight: *weight,
+                        metadata_match: subset::merged(metadata_match, &match_all),
+                    }),
                 }
             })
         })?,
     };
-    let total: u64 = clusters.iter().map(|(_, w)| u64::from(*w)).sum();
+    let total: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
     if total > u64::from(u32::MAX) {
         let reason = format!("the sum of the weights is {total}, the limit is {}", u32::MAX);
         return Err(notes.invalid("weighted_clusters.clusters", reason));
@@ -240,9 +248,9 @@ fn tcp_proxy(proxy: &tcp::TcpProxy, notes: &mut Notes) -> Result<ChainAction, In
             notes,
         )?
         .unwrap_or(0),
+        max_downstream_connection_duration_jitter: jitter,
         max_connect_attempts: at_least(max_connect_attempts, 1, 1, "max_connect_attempts", notes)?,
         hash_source_ip,
-        metadata_match: subset::metadata_match(metadata_match),
     };
     if tunneling_config.is_some() {
         return Ok(ChainAction::Refuse(notes.refused("tunneling_config", "bytes would leave without the tunnel")));

@@ -2,18 +2,14 @@
 
 use super::endpoint::{dns_target_localities, endpoint_set, DnsLocality};
 use super::hcm::INITIAL_FETCH_TIMEOUT;
-use super::notes::{ignored, Set};
-use super::value::{bool_or, enumeration, ip, millis, percent, positive_millis, type_name, u32_or, unpack};
-use super::{filter, health, lb, socket, Invalid, Notes, Sockets};
-use amesh_model::address::Ip;
-use amesh_model::cluster::{Cluster, Discovery, LbPolicy, UpstreamProtocol};
+use super::notes::ignored;
+use super::value::{enumeration, millis, percent, positive_millis, type_name, unpack};
+use super::{connection, filter, health, lb, socket, Invalid, Notes, Sockets};
+use amesh_model::cluster::{Cluster, Discovery, LbPolicy};
 use amesh_model::endpoint::EndpointSet;
+use amesh_model::health::HighPriority;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
-use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::clusters::dns::v3 as dns;
-use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
-use envoy_types::pb::google::protobuf::Any;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// A cluster, where its endpoints come from, and which of them must not be spoken to.
@@ -168,7 +164,17 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         })?;
         refuse = refuse.or(why);
     }
-    let default = transport_socket.as_ref().and_then(socket::refusal).map(|r| notes.refused("transport_socket", r));
+    let mut proxy_protocol = None;
+    let default = match transport_socket {
+        None => None,
+        Some(s) => match notes.within("transport_socket", |n| socket::transport(s, n))? {
+            Ok(proxied) => {
+                proxy_protocol = proxied.map(Box::new);
+                None
+            }
+            Err(reason) => Some(notes.refused("transport_socket", reason)),
+        },
+    };
     let default = match transport_socket_matcher {
         None => default,
         Some(_) => Some(notes.refused("transport_socket_matcher", "is not supported")),
@@ -185,9 +191,10 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         refuse = refuse.or_else(|| sockets.refusal(None, None).map(str::to_owned));
     }
     let source = source(c, discovery, dns, &sockets, eds_cluster_config, load_assignment, notes)?;
-    let http = http_options(c, typed_extension_protocol_options, &mut refuse, notes)?;
+    let http = connection::http_options(c, typed_extension_protocol_options, &mut refuse, notes)?;
     let panic = common_lb_config.as_ref().map(|l| notes.within("common_lb_config", |n| common_lb(l, n))).transpose()?;
     let (healthy_panic_threshold, weighted, fails) = panic.unwrap_or((50, false, false));
+    let (breakers, high) = health::circuit_breakers(circuit_breakers, notes)?;
     let cluster = Cluster {
         name: name.clone(),
         alt_stat_name: alt_stat_name.clone(),
@@ -202,20 +209,24 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         subsets: policy.subsets,
         slow_start: policy.slow_start,
         hashing: policy.hashing,
-        idle_timeout: http.idle_timeout,
-        max_requests_per_connection: http.max_requests,
+        idle_timeout: http.kept.idle_timeout,
+        max_requests_per_connection: http.kept.max_requests,
+        max_connection_duration: http.kept.max_duration,
+        max_connection_duration_jitter: http.kept.jitter,
         tcp_keepalive: upstream_connection_options
             .as_ref()
-            .and_then(|o| notes.within("upstream_connection_options", |n| keepalive(o, n))),
+            .and_then(|o| notes.within("upstream_connection_options", |n| connection::keepalive(o, n))),
         bind: upstream_bind_config
             .as_ref()
-            .map_or(Ok(Vec::new()), |b| notes.within("upstream_bind_config", |n| bind(b, n)))?,
+            .map_or(Ok(Vec::new()), |b| notes.within("upstream_bind_config", |n| connection::bind(b, n)))?,
+        proxy_protocol,
         health_check: health::health_check(health_checks, notes)?,
         outlier_detection: outlier_detection
             .as_ref()
             .map(|o| notes.within("outlier_detection", |n| health::outlier_detection(o, n)))
             .transpose()?,
-        circuit_breakers: health::circuit_breakers(circuit_breakers, notes)?,
+        circuit_breakers: breakers,
+        high_priority: high.map(|circuit_breakers| Box::new(HighPriority { circuit_breakers, cell: 0 })),
         refuse,
         cell: 0,
     };
@@ -356,110 +367,6 @@ fn source(
     }
 }
 
-struct HttpOptions {
-    protocol: UpstreamProtocol,
-    idle_timeout: u64,
-    max_requests: u32,
-}
-
-const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-const HTTP3: &str = "HTTP/3 is not supported";
-
-fn http_options(
-    c: &pb::Cluster,
-    extensions: &HashMap<String, Any>,
-    refuse: &mut Option<String>,
-    notes: &mut Notes,
-) -> Result<HttpOptions, Invalid> {
-    let field = "typed_extension_protocol_options";
-    for (key, any) in extensions.iter().collect::<BTreeMap<_, _>>() {
-        if type_name(any) == HTTP_OPTIONS {
-            return notes.entry(field, key, |n| explicit_options(&unpack(any, "", n)?, refuse, n));
-        }
-        notes.entry(field, key, |n| n.ignored("", "is not supported"));
-    }
-    use pb::cluster::ClusterProtocolSelection as P;
-    let downstream = enumeration::<P>(c.protocol_selection, "protocol_selection", notes)? == P::UseDownstreamProtocol;
-    let protocol = match (downstream, &c.http2_protocol_options) {
-        (true, _) => UpstreamProtocol::UseDownstream,
-        (false, Some(_)) => UpstreamProtocol::Http2,
-        (false, None) => UpstreamProtocol::Http1,
-    };
-    let (idle_timeout, max_requests) = common_options(&c.common_http_protocol_options, notes)?;
-    let max_requests = c.max_requests_per_connection.as_ref().map_or(max_requests, |m| m.value);
-    Ok(HttpOptions { protocol, idle_timeout, max_requests })
-}
-
-fn explicit_options(
-    o: &http::HttpProtocolOptions,
-    refuse: &mut Option<String>,
-    notes: &mut Notes,
-) -> Result<HttpOptions, Invalid> {
-    use http::http_protocol_options::explicit_http_config::ProtocolConfig as E;
-    use http::http_protocol_options::UpstreamProtocolOptions as U;
-    let http::HttpProtocolOptions {
-        common_http_protocol_options,
-        upstream_http_protocol_options,
-        http_filters,
-        header_validation_config,
-        outlier_detection,
-        request_mirror_policies,
-        hash_policy,
-        retry_policy,
-        upstream_protocol_options,
-    } = o;
-    ignored!(notes, "TLS is not spoken to endpoints"; upstream_http_protocol_options);
-    ignored!(notes, "headers are validated as nginx does"; header_validation_config);
-    ignored!(notes, "statuses from 500 on count as failures, no others"; outlier_detection);
-    ignored!(notes, "requests are not mirrored"; request_mirror_policies);
-    ignored!(notes, "a request is hashed as its route or the balancing policy says"; hash_policy);
-    ignored!(notes, "retries are those that the route asks for"; retry_policy);
-    if let Some(why) = filter::upstream_filters(http_filters, "http_filters", notes) {
-        *refuse = Some(why);
-    }
-    let protocol = match upstream_protocol_options {
-        None => return Err(notes.invalid("upstream_protocol_options", "is not set")),
-        Some(U::ExplicitHttpConfig(e)) => match &e.protocol_config {
-            None => return Err(notes.invalid("explicit_http_config.protocol_config", "is not set")),
-            Some(E::HttpProtocolOptions(_)) => UpstreamProtocol::Http1,
-            Some(E::Http2ProtocolOptions(_)) => UpstreamProtocol::Http2,
-            Some(E::Http3ProtocolOptions(_)) => {
-                *refuse = Some(notes.refused("explicit_http_config.http3_protocol_options", HTTP3));
-                UpstreamProtocol::Http1
-            }
-        },
-        Some(U::UseDownstreamProtocolConfig(_)) => UpstreamProtocol::UseDownstream,
-        Some(U::AutoConfig(_)) => {
-            notes.ignored("auto_config", "without TLS there is no ALPN: HTTP/1.1 is spoken");
-            UpstreamProtocol::Http1
-        }
-    };
-    let (idle_timeout, max_requests) = common_options(common_http_protocol_options, notes)?;
-    Ok(HttpOptions { protocol, idle_timeout, max_requests })
-}
-
-/// Idle time-out (ms) and requests per connection.
-fn common_options(o: &Option<core::HttpProtocolOptions>, notes: &mut Notes) -> Result<(u64, u32), Invalid> {
-    const HOUR: u64 = 3_600_000;
-    let Some(o) = o else { return Ok((HOUR, 0)) };
-    notes.within("common_http_protocol_options", |notes| {
-        let core::HttpProtocolOptions {
-            idle_timeout,
-            max_connection_duration,
-            max_connection_duration_jitter,
-            max_headers_count,
-            max_response_headers_kb,
-            max_stream_duration,
-            headers_with_underscores_action: _,
-            max_requests_per_connection,
-        } = o;
-        ignored!(notes, "nginx's own limits and time-outs hold";
-            max_connection_duration, max_connection_duration_jitter, max_headers_count, max_response_headers_kb,
-            max_stream_duration);
-        Ok((millis(idle_timeout, "idle_timeout", notes)?.unwrap_or(HOUR), u32_or(max_requests_per_connection, 0)))
-    })
-}
-
 /// Panic threshold, whether localities have weights, and whether panic fails requests.
 fn common_lb(l: &pb::cluster::CommonLbConfig, notes: &mut Notes) -> Result<(u8, bool, bool), Invalid> {
     use pb::cluster::common_lb_config::LocalityConfigSpecifier as S;
@@ -483,51 +390,4 @@ fn common_lb(l: &pb::cluster::CommonLbConfig, notes: &mut Notes) -> Result<(u8, 
         }
     };
     Ok((percent(healthy_panic_threshold, 50, "healthy_panic_threshold", notes)?, weighted, fails))
-}
-
-fn keepalive(o: &pb::UpstreamConnectionOptions, notes: &mut Notes) -> Option<(u32, u32, u32)> {
-    let pb::UpstreamConnectionOptions {
-        tcp_keepalive,
-        set_local_interface_name_on_upstream_connections: _,
-        happy_eyeballs_config,
-    } = o;
-    ignored!(notes, "an endpoint has one address"; happy_eyeballs_config);
-    tcp_keepalive
-        .as_ref()
-        .map(|k| (u32_or(&k.keepalive_time, 0), u32_or(&k.keepalive_interval, 0), u32_or(&k.keepalive_probes, 0)))
-}
-
-fn bind(b: &core::BindConfig, notes: &mut Notes) -> Result<Vec<Ip>, Invalid> {
-    let core::BindConfig {
-        source_address,
-        freebind,
-        socket_options,
-        extra_source_addresses,
-        additional_source_addresses,
-        local_address_selector,
-        validate_network_namespaces: _,
-    } = b;
-    if bool_or(freebind, false) {
-        notes.ignored("freebind", "the source address must be one of this machine");
-    }
-    ignored!(notes, "the system's socket options hold"; socket_options);
-    ignored!(notes, "the first address of a family is taken"; local_address_selector);
-    let all = source_address
-        .iter()
-        .chain(extra_source_addresses.iter().filter_map(|e| e.address.as_ref()))
-        .chain(additional_source_addresses);
-    let mut out: Vec<Ip> = Vec::new();
-    for a in all {
-        let ip = ip(&a.address, "source_address.address", notes)?;
-        if super::value::socket_port(a, notes)? != 0 {
-            notes.ignored("source_address.port_value", "the system picks the source port");
-        }
-        if !out.iter().any(|o| matches!((o, &ip), (Ip::V4(_), Ip::V4(_)) | (Ip::V6(_), Ip::V6(_)))) {
-            out.push(ip);
-        }
-    }
-    if out.is_empty() && (extra_source_addresses.is_set() || additional_source_addresses.is_set()) {
-        return Err(notes.invalid("source_address", "is not set"));
-    }
-    Ok(out)
 }

@@ -345,13 +345,16 @@ pub(super) fn outlier_detection(o: &pb::OutlierDetection, notes: &mut Notes) -> 
     }))
 }
 
-/// The limits of the default priority.
-pub(super) fn circuit_breakers(c: &Option<pb::CircuitBreakers>, notes: &mut Notes) -> Result<CircuitBreakers, Invalid> {
+/// The limits of the default priority, and those of the high one where it has any.
+pub(super) fn circuit_breakers(
+    c: &Option<pb::CircuitBreakers>,
+    notes: &mut Notes,
+) -> Result<(CircuitBreakers, Option<CircuitBreakers>), Invalid> {
     let defaults = CircuitBreakers::default();
-    let Some(pb::CircuitBreakers { thresholds, per_host_thresholds }) = c else { return Ok(defaults) };
+    let Some(pb::CircuitBreakers { thresholds, per_host_thresholds }) = c else { return Ok((defaults, None)) };
     notes.within("circuit_breakers", |notes| {
         ignored!(notes, "connections to one endpoint have no limit"; per_host_thresholds);
-        let mut out = None;
+        let (mut out, mut high) = (None, None);
         for (i, t) in thresholds.iter().enumerate() {
             notes.each("thresholds", i, |notes| {
                 let pb::circuit_breakers::Thresholds {
@@ -365,15 +368,12 @@ pub(super) fn circuit_breakers(c: &Option<pb::CircuitBreakers>, notes: &mut Note
                     max_connection_pools,
                 } = t;
                 ignored!(notes, "there is one pool a cluster and address"; max_connection_pools);
-                match enumeration::<core::RoutingPriority>(*priority, "priority", notes)? {
-                    core::RoutingPriority::Default => {}
-                    core::RoutingPriority::High => {
-                        notes.ignored("priority", "all requests are of the default priority");
-                        return Ok(());
-                    }
-                }
+                let of_priority = match enumeration::<core::RoutingPriority>(*priority, "priority", notes)? {
+                    core::RoutingPriority::Default => &mut out,
+                    core::RoutingPriority::High => &mut high,
+                };
                 // The first one of a priority counts.
-                out.get_or_insert(CircuitBreakers {
+                of_priority.get_or_insert(CircuitBreakers {
                     max_connections: u32_or(max_connections, defaults.max_connections),
                     max_pending_requests: u32_or(max_pending_requests, defaults.max_pending_requests),
                     max_requests: u32_or(max_requests, defaults.max_requests),
@@ -383,7 +383,7 @@ pub(super) fn circuit_breakers(c: &Option<pb::CircuitBreakers>, notes: &mut Note
                 Ok(())
             })?;
         }
-        Ok(out.unwrap_or(defaults))
+        Ok((out.unwrap_or(defaults), high))
     })
 }
 
