@@ -4,6 +4,7 @@
 # make yard       real istiod, captured traffic, judged by what real Envoy answered
 # make test-envoy the same configuration and requests for real Envoy and for nginx; nothing but what is listed differs
 # make bench      beside stock nginx and Envoy
+# make bench-etcd the etcd face beside a real etcd
 # make ctl        builds build/ameshctl, which checks routes without an nginx
 # make install    the module, the snippets and the Lua library, below DESTDIR
 # make deps       installs what all of these need on Debian 12; Rust is presupposed
@@ -49,7 +50,7 @@ unexport NGINX
 
 .PHONY: all deps tree module libxds vendored-tree vendored test lint deny unit loom suites suites-vendored processes \
         processes-vendored run yard \
-        test-envoy bench ctl install clean
+        test-envoy bench bench-etcd ctl install clean
 
 all: module libxds
 
@@ -89,8 +90,10 @@ deny:
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; \
 	 else echo "cargo-deny is not installed: licences and advisories were not checked"; fi
 
-unit:
+# The second one wants protoc.
+unit: deps
 	$(CARGO) test $(CARGOFLAGS) --target-dir $(TARGET)
+	$(CARGO) test $(CARGOFLAGS) --target-dir $(TARGET) -p etcd-client-tests
 
 loom:
 	RUSTFLAGS="--cfg loom" $(CARGO) test $(CARGOFLAGS) -p amesh-shm --test loom --release --target-dir $(TARGET)/loom
@@ -141,6 +144,10 @@ test-envoy: $(BUILD)/venv/.done
 
 bench: module
 	benches/run
+
+bench-etcd: deps
+	$(CARGO) build $(CARGOFLAGS) -p amesh-apisix --example etcd_watchers --release --target-dir $(TARGET)
+	benches/etcd $(TARGET)/release/examples/etcd_watchers
 
 ctl:
 	$(CARGO) build $(CARGOFLAGS) -p amesh-ctl --profile $(PROFILE) --target-dir $(TARGET)

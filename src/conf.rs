@@ -1,5 +1,6 @@
 //! The `amesh { … }` block of the main context: what the xDS thread needs to know.
 
+use crate::etcd::{self, Etcd};
 use crate::guard::guard;
 use crate::nginx::{self, conf_error, CONF_ERROR, CONF_OK, OK};
 use crate::{master, settings, zone};
@@ -19,6 +20,8 @@ pub struct Settings {
     pub zone_size: usize,
     /// Where the mesh comes from.
     pub mesh: amesh_xds::settings::Settings,
+    /// Where APISIX reads it as from etcd.
+    pub etcd: Vec<Etcd>,
 }
 
 /// The core module's configuration, one a cycle.
@@ -168,6 +171,19 @@ fn check(cf: *mut ngx_conf_t, conf: &mut MainConf) -> *mut c_char {
     if let Err(e) = settings::engine_config(s) {
         return conf_error(cf, format_args!("{e}"));
     }
+    if let Err(e) = etcd::orders(&s.etcd) {
+        return conf_error(cf, format_args!("{e}"));
+    }
+    for open in s.etcd.iter().filter(|e| e.is_open_to_all()) {
+        nginx::conf_warn(
+            cf,
+            format_args!(
+                "\"etcd\" on {} tells everybody who connects the mesh, with its keys: give it \"user\" and \
+                 \"password_file\", or \"ssl_client_certificate\"",
+                open.address()
+            ),
+        );
+    }
     zone::add(cf, conf)
 }
 
@@ -276,6 +292,7 @@ fn set(cf: *mut ngx_conf_t, s: &mut Settings, name: &str, args: &[&str]) -> Resu
             count(2..=2)?;
             s.mesh.node_metadata.push((args[0].to_owned(), args[1].to_owned()));
         }
+        "etcd" => s.etcd.push(Etcd::parse(args, path)?),
         "mark" => {
             count(1..=1)?;
             once(s.mesh.mark.is_some())?;

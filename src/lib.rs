@@ -7,6 +7,7 @@
 
 mod abi;
 mod conf;
+mod etcd;
 mod guard;
 mod http;
 mod lb;

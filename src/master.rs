@@ -9,7 +9,7 @@
 use crate::conf::{MainConf, Settings};
 use crate::guard::guard;
 use crate::nginx::{self, OK};
-use crate::{listening, settings, zone};
+use crate::{etcd, listening, settings, zone};
 use amesh_xds::engine::{self, Command, Engine};
 use ngx::ffi::{self, ngx_cycle_t, ngx_int_t, ngx_uint_t};
 use parking_lot::Mutex;
@@ -147,6 +147,7 @@ fn open_gate_for_fork() {
 fn new_engine(settings: &Settings, publisher: zone::Publisher) -> Result<ZoneEngine, String> {
     let mut engine = Engine::new(settings::engine_config(settings)?, publisher, ThreadLog::new());
     engine.on_pause(open_gate_for_fork);
+    engine.observe(Box::<etcd::Observer>::default());
     Ok(engine)
 }
 
@@ -206,8 +207,9 @@ pub fn commit(cycle: *mut ngx_cycle_t, conf: Option<&mut MainConf>) -> ngx_int_t
     match conf.filter(|c| c.present) {
         None => stop(),
         Some(conf) => {
-            let config = match settings::engine_config(&conf.settings) {
-                Ok(config) => config,
+            let config = settings::engine_config(&conf.settings);
+            let (config, orders) = match config.and_then(|c| Ok((c, etcd::orders(&conf.settings.etcd)?))) {
+                Ok(both) => both,
                 Err(e) => {
                     // SAFETY: as above.
                     let log = unsafe { (*cycle).log };
@@ -217,6 +219,13 @@ pub fn commit(cycle: *mut ngx_cycle_t, conf: Option<&mut MainConf>) -> ngx_int_t
             };
             listening::note(cycle);
             let mut master = MASTER.lock();
+            // Also where nothing changed but what is in the files that it names.
+            etcd::order(orders);
+            if let Some(thread) = &master.thread {
+                // As below.
+                let _ = thread.commands.send(Command::Attend);
+                thread.wake();
+            }
             if master.settings.as_ref() != Some(&conf.settings) {
                 master.settings = Some(conf.settings.clone());
                 if let Some(thread) = &master.thread {

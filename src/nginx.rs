@@ -136,6 +136,11 @@ pub fn conf_error(cf: *mut ffi::ngx_conf_t, message: std::fmt::Arguments<'_>) ->
     CONF_ERROR
 }
 
+/// A warning, with file and line.
+pub fn conf_warn(cf: *mut ffi::ngx_conf_t, message: std::fmt::Arguments<'_>) {
+    ngx::ngx_conf_log_error!(ffi::NGX_LOG_WARN, cf, "{message}");
+}
+
 /// The words of the directive that is being parsed, its name first.
 ///
 /// # Safety
