@@ -1,6 +1,7 @@
 //! What is known of one request.
 
 use super::filter;
+use super::redirect::Redirects;
 use super::reply::Flags;
 use super::retry::Wanted;
 use super::shadow::Shadow;
@@ -88,6 +89,12 @@ pub struct Ctx {
     pub timers: *mut Timers,
     /// Which of them ended it.
     pub expired: Expired,
+    /// What is known of redirects that are followed, null: none are.
+    pub redirects: *mut Redirects,
+    /// It goes through the phases again: the connection manager has seen it.
+    pub managed_before: bool,
+    /// Its response is a redirect that is followed.
+    pub redirected: bool,
     /// Copies for other clusters, null: none.
     pub shadows: *mut Shadow,
     /// The endpoint is told how often it was tried.
@@ -231,6 +238,9 @@ impl Ctx {
             idle_timeout: 0,
             timers: std::ptr::null_mut(),
             expired: Expired::No,
+            redirects: std::ptr::null_mut(),
+            managed_before: false,
+            redirected: false,
             shadows: std::ptr::null_mut(),
             tell_attempts: false,
             tell_timeout: false,
@@ -288,6 +298,26 @@ pub unsafe fn ctx_or_new(r: *mut ngx_http_request_t) -> Option<*mut Ctx> {
         (*cleanup).handler = Some(give_back);
         *(*r).ctx.add((&raw const super::ngx_http_amesh_module).read().ctx_index) = place.cast();
         Some(place)
+    }
+}
+
+/// The context that a request had before nginx took it through its phases again, other than its present one.
+///
+/// # Safety
+/// `r` must be a live request.
+pub unsafe fn former<'a>(r: *mut ngx_http_request_t, present: *const Ctx) -> Option<&'a mut Ctx> {
+    // SAFETY: nginx keeps the list, the latest first; a cleanup with our handler has a context of ours.
+    unsafe {
+        let mut cleanup = (*(*r).pool).cleanup;
+        while !cleanup.is_null() {
+            let ours =
+                (*cleanup).handler.is_some_and(|h| std::ptr::fn_addr_eq(h, give_back as extern "C" fn(*mut c_void)));
+            if ours && !std::ptr::eq((*cleanup).data.cast(), present) {
+                return (*cleanup).data.cast::<Ctx>().as_mut();
+            }
+            cleanup = (*cleanup).next;
+        }
+        None
     }
 }
 

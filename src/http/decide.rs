@@ -12,6 +12,7 @@ use super::filter;
 use super::forward::{self, levels, Seen};
 use super::head::Head;
 use super::manager;
+use super::redirect;
 use super::reply::{self, Flags};
 use super::timer;
 use super::{srv_conf, Mode};
@@ -23,7 +24,9 @@ use amesh_dataplane::header::Levels;
 use amesh_dataplane::listener::{self, Direction};
 use amesh_dataplane::path::{self, PathError};
 use amesh_dataplane::route::{self, Decision, RequestHead};
-use amesh_model::listener::{ArchivedChainAction, ArchivedListener, ArchivedRouteSpecifier};
+use amesh_model::listener::{
+    ArchivedChainAction, ArchivedHttpConnectionManager, ArchivedListener, ArchivedRouteSpecifier,
+};
 use amesh_model::route::ArchivedRouteTable;
 use ngx::ffi::{self, ngx_http_request_t, ngx_int_t, ngx_uint_t};
 
@@ -61,6 +64,9 @@ pub extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t {
             }
             let Some(ctx) = ctx_or_new(r) else { return ERROR };
             let ctx = &mut *ctx;
+            if (*r).internal() != 0 {
+                redirect::resume(r, ctx);
+            }
             let Some(captured) = captured(r, direction) else { return ffi::NGX_HTTP_CLOSE as ngx_int_t };
             let decided = zone::with_worker(|worker| decide(worker, r, ctx, &mut *captured));
             match decided.flatten() {
@@ -105,7 +111,7 @@ unsafe fn advance(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> ngx_int_t {
             if ctx.request_timeout > 0 && ctx.reply.status == 0 && timer::begin_request(r, ctx).is_none() {
                 return INTERNAL_SERVER_ERROR;
             }
-            let sent_again = ctx.retries.remaining > 0 || !ctx.shadows.is_null();
+            let sent_again = ctx.retries.remaining > 0 || !ctx.shadows.is_null() || !ctx.redirects.is_null();
             let length = (*r).headers_in.content_length_n;
             if ctx.reply.status == 0 && ctx.max_request_bytes > 0 && body::is_there(r) {
                 if length <= ctx.max_request_bytes.into() {
@@ -240,6 +246,26 @@ fn find_listener<'p>(
     pin.listener(unsafe { nginx::text(captured.listener) })
 }
 
+/// The connection manager and the route table of a connection, `None` where there are none.
+pub fn tables<'p>(
+    pin: &'p zone::Pin<'_>,
+    c: *mut ffi::ngx_connection_t,
+    captured: &mut Captured,
+) -> Option<(&'p ArchivedHttpConnectionManager, &'p ArchivedRouteTable)> {
+    let found = find_listener(pin, c, captured)?;
+    match &listener::filter_chain_at(found, captured.chain)?.action {
+        ArchivedChainAction::Http(hcm) => Some((hcm, route_table(pin, hcm)?)),
+        _ => None,
+    }
+}
+
+fn route_table<'p>(pin: &'p zone::Pin<'_>, hcm: &'p ArchivedHttpConnectionManager) -> Option<&'p ArchivedRouteTable> {
+    match &hcm.routes {
+        ArchivedRouteSpecifier::Inline(table) => Some(table),
+        ArchivedRouteSpecifier::Rds(name) => pin.route_table(name),
+    }
+}
+
 /// Decides a request. `None` when memory is out.
 unsafe fn decide(
     worker: &mut Worker,
@@ -284,17 +310,14 @@ unsafe fn decide(
             ctx.refuse(500, Flags::REFUSED, "");
             return Some(());
         }
-        let table: &ArchivedRouteTable = match &hcm.routes {
-            ArchivedRouteSpecifier::Inline(table) => table,
-            ArchivedRouteSpecifier::Rds(name) => match pin.route_table(name) {
-                Some(table) => table,
-                None => {
-                    ctx.refuse(404, Flags::NO_ROUTE, "");
-                    return Some(());
-                }
-            },
+        let Some(table) = route_table(&pin, hcm) else {
+            ctx.refuse(404, Flags::NO_ROUTE, "");
+            return Some(());
         };
-        let managed = manager::manage(r, ctx, hcm, captured)?;
+        let managed = match redirect::managed(ctx) {
+            Some(managed) => managed,
+            None => manager::manage(r, ctx, hcm, captured)?,
+        };
         if ctx.reply.status != 0 {
             return Some(());
         }
@@ -329,6 +352,14 @@ unsafe fn decide(
         ctx.virtual_cluster = pool_str((*r).pool, group.unwrap_or_default().as_bytes())?;
         let seen = Seen { request: r, captured, managed, hcm, table, path: &path, raw };
         prepare(&seen, ctx, &decision)?;
+        match &decision {
+            Decision::Forward(forward) => {
+                if let Some(policy) = forward.action.internal_redirect.as_deref() {
+                    redirect::keep((*r).pool, ctx, policy, &managed)?;
+                }
+            }
+            _ => ctx.redirects = std::ptr::null_mut(),
+        }
         if !hcm.filters.is_empty() {
             Chain { seen: &seen, head: &head, pin: &pin, tools, decision: &decision }.run(ctx)?;
         }

@@ -14,6 +14,7 @@ pub mod head;
 pub mod manager;
 pub mod peer;
 pub mod pool;
+pub mod redirect;
 pub mod reply;
 pub mod retry;
 pub mod shadow;

@@ -236,6 +236,18 @@ unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
     }
 }
 
+impl Peer {
+    /// Has nginx act on the `X-Accel-Redirect` that [`super::redirect::follow`] has put into the response.
+    ///
+    /// # Safety
+    /// The peer and `ctx` must be those of the live request `r`.
+    pub unsafe fn redirected(&self, r: *mut ngx_http_request_t, ctx: &mut Ctx) {
+        ctx.redirected = true;
+        // SAFETY: promised by the caller.
+        unsafe { tuned((*r).upstream, ctx, self.picked.connect_timeout, false) };
+    }
+}
+
 extern "C" fn free_peer(pc: *mut ngx_peer_connection_t, data: *mut c_void, state: ngx_uint_t) {
     // SAFETY: nginx hands in what init put there.
     guard("the upstream peer", (), || unsafe { free(&mut *pc, &mut *data.cast::<Peer>(), state) });
@@ -484,6 +496,7 @@ const RETRIED: ngx_uint_t = (ffi::NGX_HTTP_UPSTREAM_FT_ERROR
 #[derive(PartialEq, Eq, Hash)]
 struct Tuning {
     conf: usize,
+    redirected: bool,
     connect_timeout: u64,
     idle_timeout: u64,
     retry: bool,
@@ -508,7 +521,8 @@ unsafe fn tuned(u: *mut ffi::ngx_http_upstream_t, ctx: &mut Ctx, connect_timeout
                 0 => ctx.idle_timeout,
                 ms => ms,
             };
-            let tuning = Tuning { conf: original as usize, connect_timeout, idle_timeout, retry };
+            let tuning =
+                Tuning { conf: original as usize, redirected: ctx.redirected, connect_timeout, idle_timeout, retry };
             let clone = tuned.entry(tuning).or_insert_with(|| {
                 let mut clone = Box::new(*original);
                 if connect_timeout > 0 {
@@ -518,6 +532,9 @@ unsafe fn tuned(u: *mut ffi::ngx_http_upstream_t, ctx: &mut Ctx, connect_timeout
                     clone.read_timeout = idle_timeout as ffi::ngx_msec_t;
                 }
                 clone.next_upstream = if retry { RETRIED } else { 0 };
+                if ctx.redirected {
+                    clone.ignore_headers &= !(ffi::NGX_HTTP_UPSTREAM_IGN_XA_REDIRECT as ngx_uint_t);
+                }
                 clone
             });
             std::ptr::from_mut(&mut **clone)

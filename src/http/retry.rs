@@ -6,6 +6,7 @@
 use super::ctx::{self, Ctx};
 use super::head::headers;
 use super::peer::Peer;
+use super::redirect;
 use super::reply::Flags;
 use super::timer;
 use crate::guard::guard;
@@ -217,7 +218,11 @@ extern "C" fn process_header(r: *mut ngx_http_request_t) -> ngx_int_t {
                 return ffi::NGX_HTTP_UPSTREAM_INVALID_HEADER as ngx_int_t;
             }
             if let Some(ctx) = ctx::ctx(r).filter(|_| rc == OK) {
-                ctx.answered = true;
+                if redirect::follow(r, ctx) {
+                    peer.redirected(r, ctx);
+                } else {
+                    ctx.answered = true;
+                }
             }
             rc
         }

@@ -14,6 +14,7 @@ pub mod forwarded;
 pub mod hash;
 pub mod header;
 pub mod inspect;
+pub mod internal_redirect;
 pub mod lb;
 pub mod listener;
 pub mod outlier;

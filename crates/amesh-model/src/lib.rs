@@ -22,6 +22,7 @@ pub mod filter;
 pub mod hash_policy;
 pub mod header;
 pub mod health;
+pub mod internal_redirect;
 pub mod listener;
 pub mod matcher;
 pub mod metadata;

@@ -3,6 +3,7 @@
 use crate::filter::{Cors, Fault, LocalRateLimit};
 use crate::hash_policy::HashPolicy;
 use crate::header::{Format, HeaderEdits};
+use crate::internal_redirect::InternalRedirectPolicy;
 use crate::matcher::{
     CookieMatcher, Fraction, HeaderMatcher, QueryParameterMatcher, Regex, RuntimeFraction, TlsContextMatch,
 };
@@ -208,6 +209,8 @@ pub struct ForwardAction {
     pub high_priority: bool,
     /// Tries after the first. Without a policy of its own the route has its virtual host's.
     pub retry: RetryPolicy,
+    /// Redirects of the endpoint that are followed here; `None`: they go to the client.
+    pub internal_redirect: Option<Box<InternalRedirectPolicy>>,
     /// Copies. Without any of its own the route has its virtual host's, or its table's.
     pub mirrors: Vec<MirrorPolicy>,
 }

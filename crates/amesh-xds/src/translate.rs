@@ -34,6 +34,7 @@ mod format;
 mod hash_policy;
 mod hcm;
 mod health;
+mod internal_redirect;
 mod lb;
 mod listener;
 mod matcher;

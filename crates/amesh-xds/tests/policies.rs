@@ -4,6 +4,7 @@
 mod resources;
 
 use amesh_model::filter::{FaultError, HttpFilter};
+use amesh_model::internal_redirect::RedirectPredicate;
 use amesh_model::listener::ChainAction;
 use amesh_model::matcher::Fraction;
 use amesh_model::retry::retry_on;
@@ -89,6 +90,37 @@ fn nonsense_of_a_retry_policy_is_named() {
         matches!(&listed[..], [(field, why)] if field.ends_with("retry_on") && why.contains("moonshine")),
         "{listed:?}"
     );
+}
+
+#[test]
+fn redirects_are_followed_as_their_policy_says() {
+    const KIND: &str = "type.googleapis.com/envoy.extensions.internal_redirect";
+    let of = |p: &str| action("", &format!("internal_redirect_policy: {{{p}}}")).internal_redirect;
+    assert!(action("", "").internal_redirect.is_none());
+    let plain = of("").unwrap();
+    assert_eq!((plain.max_internal_redirects, plain.redirect_response_codes.as_slice()), (1, [302].as_slice()));
+    assert!(!plain.allow_cross_scheme_redirect && plain.predicates.is_empty());
+    let full = of(&format!(
+        "max_internal_redirects: 3, redirect_response_codes: [308, 200, 301], allow_cross_scheme_redirect: true,
+         response_headers_to_copy: [X-A], predicates: [
+         {{name: p, typed_config: {{'@type': {KIND}.previous_routes.v3.PreviousRoutesConfig}}}},
+         {{name: a, typed_config: {{'@type': {KIND}.allow_listed_routes.v3.AllowListedRoutesConfig, allowed_route_names: [r]}}}},
+         {{name: s, typed_config: {{'@type': {KIND}.safe_cross_scheme.v3.SafeCrossSchemeConfig}}}}]"
+    ))
+    .unwrap();
+    assert_eq!((full.max_internal_redirects, full.redirect_response_codes.as_slice()), (3, [301, 308].as_slice()));
+    assert_eq!(full.response_headers_to_copy, ["x-a"]);
+    let listed = RedirectPredicate::AllowListedRoutes(vec!["r".into()]);
+    assert_eq!(full.predicates, [RedirectPredicate::PreviousRoutes, listed, RedirectPredicate::SafeCrossScheme]);
+    assert_eq!(of("max_internal_redirects: 100").unwrap().max_internal_redirects, 9, "as many as nginx follows");
+    for (text, field, words) in [
+        ("predicates: [{name: own}]", "predicates[0]", "\"own\" () is not supported"),
+        ("redirect_response_codes: [1, 2, 3, 4, 5, 6]", "redirect_response_codes", "more than five"),
+        ("response_headers_to_copy: ['a b']", "response_headers_to_copy[0]", "no name of a header"),
+    ] {
+        let field = format!("internal_redirect_policy.{field}");
+        rejects(&format!("internal_redirect_policy: {{{text}}}"), &field, words);
+    }
 }
 
 #[test]

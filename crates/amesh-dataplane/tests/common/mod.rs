@@ -136,6 +136,7 @@ pub fn forward(cluster: &str) -> ForwardAction {
         grpc_timeout_offset: 0,
         high_priority: false,
         retry: Default::default(),
+        internal_redirect: None,
         mirrors: vec![],
     }
 }

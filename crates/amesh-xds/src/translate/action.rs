@@ -5,7 +5,7 @@ use super::notes::{ignored, Set};
 use super::route::Inherited;
 use super::uri_template::Template;
 use super::value::{enumeration, inline, millis, type_name, u32_or, unpack};
-use super::{body, filter, hash_policy, matcher, retry, subset, Invalid, Notes};
+use super::{body, filter, hash_policy, internal_redirect, matcher, retry, subset, Invalid, Notes};
 use amesh_model::header::Format;
 use amesh_model::route::{
     ClusterSpecifier, DirectResponseAction, ForwardAction, HostRewrite, MaxStreamDuration, MirrorPolicy, PathRewrite,
@@ -88,8 +88,8 @@ fn forward(
         });
     }
     ignored!(notes, "early data is not used"; early_data_policy);
-    ignored!(notes, "redirects of an endpoint go to the client";
-        internal_redirect_policy, internal_redirect_action, max_internal_redirects);
+    ignored!(notes, "internal_redirect_policy says which redirects are followed";
+        internal_redirect_action, max_internal_redirects);
     let path_rewrite = match (prefix_rewrite.is_set(), regex_rewrite, path_rewrite.is_set(), path_rewrite_policy) {
         (false, None, false, None) => PathRewrite::None,
         (true, None, false, None) => PathRewrite::Prefix(prefix_rewrite.clone()),
@@ -141,6 +141,10 @@ fn forward(
         high_priority: enumeration::<core::RoutingPriority>(*priority, "priority", notes)?
             == core::RoutingPriority::High,
         retry,
+        internal_redirect: internal_redirect_policy
+            .as_ref()
+            .map(|p| notes.within("internal_redirect_policy", |n| internal_redirect::policy(p, n)).map(Box::new))
+            .transpose()?,
         mirrors: match request_mirror_policies.as_slice() {
             [] => inherited.mirrors.to_vec(),
             own => notes.list("request_mirror_policies", own, mirror)?,
