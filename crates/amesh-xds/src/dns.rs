@@ -24,13 +24,15 @@ pub use refresh::{Answered, Refresher};
 
 /// Files that say how names are resolved.
 const SYSTEM: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+/// A time to live that is a day but for the time that asking took.
+const WHOLE_DAY: Duration = Duration::from_secs(86_400 - 60);
 /// For a name server that is to be connected to.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A name that has no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DnsError {
-    /// The name servers said so, or did not answer.
+    /// The name servers did not answer, or not sensibly.
     #[error("cannot resolve \"{host}\": {reason}")]
     Lookup {
         /// The name.
@@ -51,9 +53,9 @@ pub enum DnsError {
 /// The addresses of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// In the order in which they came; at least one.
+    /// In the order in which they came.
     pub addresses: Vec<IpAddr>,
-    /// Its time to live.
+    /// Its time to live; 0: it has none.
     pub ttl: Duration,
 }
 
@@ -78,16 +80,23 @@ impl Resolver {
         Resolver { shared: Arc::new(Mutex::new(Shared { mark, ..Shared::default() })) }
     }
 
-    /// The addresses of a name of one family, or of the family that is preferred. An address is its own answer.
+    /// The addresses of a name of one family, or of the family that is preferred; none, if that is what the name servers
+    /// say. An address is its own answer.
+    ///
+    /// # Errors
+    /// [`DnsError`] when nobody could say.
     pub async fn lookup(&self, host: &str, family: DnsFamily) -> Result<Answer, DnsError> {
         let inner = self.inner(family).map_err(|reason| DnsError::System { host: host.to_owned(), reason })?;
         let failed = |reason: String| DnsError::Lookup { host: host.to_owned(), reason };
-        let found = inner.lookup_ip(host).await.map_err(|e| failed(e.to_string()))?;
-        let addresses: Vec<IpAddr> = found.iter().collect();
-        if addresses.is_empty() {
-            return Err(failed("it has no address of the family that is wanted".to_owned()));
-        }
-        Ok(Answer { addresses, ttl: found.valid_until().saturating_duration_since(Instant::now()) })
+        let found = match inner.lookup_ip(host).await {
+            Ok(found) => found,
+            Err(e) if e.is_no_records_found() => return Ok(Answer { addresses: Vec::new(), ttl: Duration::ZERO }),
+            Err(e) => return Err(failed(e.to_string())),
+        };
+        let ttl = found.valid_until().saturating_duration_since(Instant::now());
+        // What stands in a file, or is an address, is said to live for a day.
+        let ttl = if ttl < WHOLE_DAY { ttl } else { Duration::ZERO };
+        Ok(Answer { addresses: found.iter().collect(), ttl })
     }
 
     fn inner(&self, family: DnsFamily) -> Result<Arc<Hickory<Sockets>>, String> {

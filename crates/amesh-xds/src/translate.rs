@@ -49,7 +49,7 @@ mod subset;
 mod uri_template;
 mod value;
 
-pub use cluster::{cluster, DnsCluster, DnsFamily, Source, TranslatedCluster};
+pub use cluster::{cluster, DnsCluster, DnsFamily, DnsRefresh, Source, TranslatedCluster};
 pub use endpoint::{dns_assignment, endpoint_set, DnsTarget};
 pub use listener::{listener, listener_index, BoundListener, ListenerAddresses, TranslatedListener};
 pub use matcher::header as header_matcher;

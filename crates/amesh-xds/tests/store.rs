@@ -5,7 +5,7 @@ mod common;
 use amesh_model::Kind;
 use amesh_xds::descriptor;
 use amesh_xds::store::{Batch, Outcome, Store, Type, Value};
-use amesh_xds::translate::DnsFamily;
+use amesh_xds::translate::{DnsFamily, DnsRefresh};
 use envoy_types::pb::google::protobuf::Any;
 use std::collections::BTreeMap;
 
@@ -383,7 +383,7 @@ fn names_by_dns_are_resolved_before_the_cluster_serves() {
     assert_ne!(m.store.dns_generation(), before);
     let names = m.store.dns_names();
     assert_eq!(
-        names.iter().map(|n| (n.host.as_str(), n.refresh)).collect::<Vec<_>>(),
+        names.iter().map(|n| (n.host.as_str(), n.refresh.rate)).collect::<Vec<_>>(),
         [("one.example", 7000), ("two.example", 7000)]
     );
     let v4 = DnsFamily::V4Only;
@@ -397,9 +397,36 @@ fn names_by_dns_are_resolved_before_the_cluster_serves() {
     assert_eq!(m.publish(), "+E d");
     m.store.dns_result("two.example", v4, None, 1);
     assert_eq!(m.publish(), "", "what was known stays");
+    m.store.dns_result("two.example", v4, Some(vec![]), 1);
+    assert_eq!((m.publish(), m.ports("d").len()), ("+E d".into(), 3), "a name without addresses has no endpoints");
     m.gone(Type::Cluster, "d");
     assert_eq!(m.publish(), "-C d, -E d");
     assert!(m.store.dns_names().is_empty());
+}
+
+#[test]
+fn a_logical_cluster_keeps_its_last_address() {
+    let cluster = |name: &str, more: &str| {
+        format!(
+            r#"{{"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: {name}, type: LOGICAL_DNS, {more}
+            dns_lookup_family: V4_ONLY, load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [
+            {{endpoint: {{address: {{socket_address: {{address: one.example, port_value: 80}}}}}}}}]}}]}}}}"#
+        )
+    };
+    let mut m = Mesh::default();
+    let rates = "dns_jitter: 2s, dns_failure_refresh_rate: {base_interval: 3s}, respect_dns_ttl: true,";
+    m.update("1", &[cluster("a", rates), cluster("b", "dns_refresh_rate: 7s, dns_jitter: 1s,")]);
+    let names = m.store.dns_names();
+    let failure = Some((3000, 30_000));
+    let refresh = DnsRefresh { rate: 5000, respect_ttl: true, least: 0, jitter: 1000, failure };
+    assert_eq!(names.iter().map(|n| n.refresh).collect::<Vec<_>>(), [refresh], "one name, what suits both");
+    let v4 = DnsFamily::V4Only;
+    m.store.dns_result("one.example", v4, Some(vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()]), 1);
+    m.publish();
+    assert_eq!(m.ports("a"), ["10.0.0.1:80"]);
+    m.store.dns_result("one.example", v4, Some(vec![]), 1);
+    m.publish();
+    assert_eq!(m.ports("a"), ["10.0.0.1:80"]);
 }
 
 #[test]

@@ -1,15 +1,15 @@
 //! Keeps a set of names resolved: each again when its answer is over.
 
 use super::{DnsName, Resolver};
-use crate::translate::DnsFamily;
+use crate::translate::{DnsFamily, DnsRefresh};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// An answer is never asked for more often than this, whatever its time to live says.
-const SHORTEST: Duration = Duration::from_millis(500);
+/// A name is never asked for more often than this, in ms.
+const SHORTEST: u64 = 100;
 
 /// What became of a lookup.
 #[derive(Clone, Debug)]
@@ -63,20 +63,35 @@ impl Refresher {
 }
 
 async fn refresh(resolver: Resolver, name: DnsName, answers: mpsc::UnboundedSender<Answered>) {
-    let usual = Duration::from_millis(name.refresh).max(SHORTEST);
+    let mut failures = 0;
     loop {
-        let (result, pause) = match resolver.lookup(&name.host, name.family).await {
-            Ok(a) if name.respect_ttl => (Ok(a.addresses), a.ttl.max(SHORTEST)),
-            Ok(a) => (Ok(a.addresses), usual),
-            Err(e) => (Err(e.to_string()), usual),
+        let (result, ttl) = match resolver.lookup(&name.host, name.family).await {
+            Ok(a) => (Ok(a.addresses), Some(a.ttl)),
+            Err(e) => (Err(e.to_string()), None),
         };
+        failures = if ttl.is_some() { 0 } else { failures + 1 };
+        let pause = pause(&name.refresh, ttl, failures, fastrand::f64());
         let answered = Answered { host: name.host.clone(), family: name.family, result };
         if answers.send(answered).is_err() {
             return;
         }
-        // Jitter: names that came in one response are not all asked for at one instant.
-        tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
     }
+}
+
+/// Until a name is asked for again, in ms; `random` is from 0 to 1. `ttl`: that of the answer, `None` when nobody could
+/// say, for the `failures`th time in a row (`StrictDnsClusterImpl::ResolveTarget::startResolve`).
+fn pause(refresh: &DnsRefresh, ttl: Option<Duration>, failures: u32, random: f64) -> u64 {
+    let part = |of: u64| (of as f64 * random) as u64;
+    let after = match (ttl, refresh.failure) {
+        (Some(ttl), _) if refresh.respect_ttl && !ttl.is_zero() => (ttl.as_millis() as u64).max(refresh.least),
+        (None, Some((base, max))) => {
+            let doubled = base.saturating_mul(1 << failures.saturating_sub(1).min(32));
+            return part(doubled.min(max)).max(SHORTEST);
+        }
+        _ => refresh.rate,
+    };
+    after.saturating_add(part(refresh.jitter)).max(SHORTEST)
 }
 
 #[cfg(test)]
@@ -84,7 +99,35 @@ mod tests {
     use super::*;
 
     fn name(host: &str, refresh: u64) -> DnsName {
-        DnsName { host: host.into(), family: DnsFamily::V4Only, refresh, respect_ttl: false }
+        DnsName { host: host.into(), family: DnsFamily::V4Only, refresh: every(refresh) }
+    }
+
+    fn every(rate: u64) -> DnsRefresh {
+        DnsRefresh { rate, respect_ttl: false, least: 0, jitter: 0, failure: None }
+    }
+
+    #[test]
+    fn the_next_time_depends_on_what_came() {
+        let minute = Some(Duration::from_secs(60));
+        let usual = every(5000);
+        assert_eq!([minute, Some(Duration::ZERO), None].map(|ttl| pause(&usual, ttl, 1, 0.5)), [5000; 3]);
+        let ttl = DnsRefresh { respect_ttl: true, ..usual };
+        assert_eq!([minute, Some(Duration::ZERO), None].map(|t| pause(&ttl, t, 1, 0.5)), [60_000, 5000, 5000]);
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(pause(&DnsRefresh { least: 3000, ..ttl }, second, 0, 0.5), 3000);
+        assert_eq!(pause(&DnsRefresh { jitter: 1000, ..ttl }, minute, 0, 0.5), 60_500);
+        let failing = DnsRefresh { jitter: 1000, failure: Some((2000, 6000)), ..usual };
+        assert_eq!([1, 2, 3, 4, u32::MAX].map(|n| pause(&failing, None, n, 0.5)), [1000, 2000, 3000, 3000, 3000]);
+        assert_eq!(pause(&failing, None, 1, 0.0), SHORTEST);
+        assert_eq!(pause(&every(1), None, 1, 0.0), SHORTEST);
+    }
+
+    #[test]
+    fn clusters_that_share_a_name_get_the_shorter_of_each() {
+        let one = DnsRefresh { rate: 1000, respect_ttl: false, least: 5, jitter: 0, failure: None };
+        let other = DnsRefresh { rate: 9000, respect_ttl: true, least: 0, jitter: 7, failure: Some((1, 2)) };
+        let both = DnsRefresh { rate: 1000, respect_ttl: true, least: 0, jitter: 0, failure: Some((1, 2)) };
+        assert_eq!((one.and(other), other.and(one)), (both, both));
     }
 
     #[tokio::test]

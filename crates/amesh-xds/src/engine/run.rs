@@ -409,8 +409,14 @@ impl<P: Publisher, L: Log> Engine<P, L> {
         let Answered { host, family, result } = answered;
         match result {
             Ok(addresses) => {
-                self.dirty |= self.unresolved.remove(&host).is_some();
+                let none = addresses.is_empty();
                 self.world.store.dns_result(&host, family, Some(addresses), now());
+                if !none {
+                    self.dirty |= self.unresolved.remove(&host).is_some();
+                } else if self.unresolved.insert(host.clone(), "it has no address".to_owned()).is_none() {
+                    self.dirty = true;
+                    self.world.log.log(Level::Warn, &format!("\"{host}\" has no address of the family that is wanted"));
+                }
             }
             Err(reason) => {
                 self.world.store.dns_result(&host, family, None, now());

@@ -1,7 +1,7 @@
 //! Clusters, their endpoints, and names to resolve.
 
 use super::{decode, move_user, same_name, Arrival, Good, Serving, Store, Type, Value};
-use crate::translate::{self, DnsCluster, DnsFamily, Invalid, Notes, Sockets, Source};
+use crate::translate::{self, DnsCluster, DnsFamily, DnsRefresh, Invalid, Notes, Sockets, Source};
 use amesh_model::endpoint::{EndpointSet, HealthStatus};
 use amesh_model::{cluster::Cluster, plan, Kind};
 use envoy_types::pb::envoy::config::{cluster::v3 as cds, endpoint::v3 as eds};
@@ -55,6 +55,8 @@ pub(super) struct HostRecord {
     users: BTreeSet<String>,
     /// `None`: not resolved yet.
     answer: Option<Vec<IpAddr>>,
+    /// The last answer that had an address.
+    last: Vec<IpAddr>,
 }
 
 /// A name to resolve.
@@ -64,10 +66,8 @@ pub struct DnsName {
     pub host: String,
     /// Which of its addresses are wanted.
     pub family: DnsFamily,
-    /// It is resolved again after this long, in ms: the shortest that a cluster asks for.
-    pub refresh: u64,
-    /// The time to live of the answer goes before `refresh`.
-    pub respect_ttl: bool,
+    /// When it is resolved again: what suits all clusters that want it.
+    pub refresh: DnsRefresh,
 }
 
 impl ClusterRecord {
@@ -259,7 +259,13 @@ impl Store {
                 if d.hosts().any(|h| answer(h).is_none()) {
                     return None;
                 }
-                let set = translate::dns_assignment(name, d, |h| answer(h).unwrap_or_default());
+                // Of a logical cluster the last address stays.
+                let last = |host: &str| Some(self.hosts.get(&(host.to_owned(), d.family))?.last.as_slice());
+                let found = |host: &str| match answer(host) {
+                    Some([]) | None if d.first_only => last(host).unwrap_or_default(),
+                    answer => answer.unwrap_or_default(),
+                };
+                let set = translate::dns_assignment(name, d, found);
                 Some((set, version.to_owned()))
             }
         }
@@ -311,23 +317,15 @@ impl Store {
 
     /// The names to resolve.
     pub fn dns_names(&self) -> Vec<DnsName> {
-        let one = |((host, family), record): (&HostKey, &HostRecord)| {
+        let one = |((host, family), record): (&HostKey, &HostRecord)| -> Option<DnsName> {
             let clusters = record.users.iter().filter_map(|n| self.clusters.get(n));
-            let wanted: Vec<_> = clusters
-                .flat_map(ClusterRecord::facts)
-                .filter_map(|f| match &f.feed {
-                    Feed::Dns(d) => Some((d.refresh, d.respect_ttl)),
-                    _ => None,
-                })
-                .collect();
-            DnsName {
-                host: host.clone(),
-                family: *family,
-                refresh: wanted.iter().map(|w| w.0).min().unwrap_or(5000),
-                respect_ttl: wanted.iter().any(|w| w.1),
-            }
+            let wanted = clusters.flat_map(ClusterRecord::facts).filter_map(|f| match &f.feed {
+                Feed::Dns(d) if hosts(d).any(|key| key == (host.clone(), *family)) => Some(d.refresh),
+                _ => None,
+            });
+            Some(DnsName { host: host.clone(), family: *family, refresh: wanted.reduce(DnsRefresh::and)? })
         };
-        self.hosts.iter().map(one).collect()
+        self.hosts.iter().filter_map(one).collect()
     }
 
     /// The names that were resolved.
@@ -341,7 +339,7 @@ impl Store {
     }
 
     /// Takes in the addresses of a name, in the order in which they came, at a Unix time in ms. `None`: it could not be resolved; what was
-    /// known stays, and at first there is nothing.
+    /// known stays, and at first there is nothing. No addresses: it has none any more, as in Envoy.
     pub fn dns_result(&mut self, host: &str, family: DnsFamily, addresses: Option<Vec<IpAddr>>, now: u64) {
         self.now = now;
         let Some(record) = self.hosts.get_mut(&(host.to_owned(), family)) else { return };
@@ -351,6 +349,9 @@ impl Store {
             (Some(a), Some(known)) if a == *known => return,
             (Some(a), _) => a,
         };
+        if !answer.is_empty() {
+            record.last.clone_from(&answer);
+        }
         record.answer = Some(answer);
         for name in record.users.clone() {
             let Some(record) = self.clusters.get(&name) else { continue };

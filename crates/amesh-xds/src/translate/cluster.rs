@@ -10,6 +10,7 @@ use amesh_model::endpoint::EndpointSet;
 use amesh_model::health::HighPriority;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::extensions::clusters::dns::v3 as dns;
+use envoy_types::pb::google::protobuf::Duration;
 use std::sync::Arc;
 
 /// A cluster, where its endpoints come from, and which of them must not be spoken to.
@@ -68,10 +69,38 @@ pub struct DnsCluster {
     pub first_only: bool,
     /// Which addresses are taken.
     pub family: DnsFamily,
-    /// Names are resolved again after this long, in ms; 5 s by default.
-    pub refresh: u64,
-    /// The time to live of the answer goes before `refresh`.
+    /// When names are resolved again.
+    pub refresh: DnsRefresh,
+}
+
+/// When a name is resolved again. All times are in ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DnsRefresh {
+    /// After an answer (`dns_refresh_rate`); 5 s by default.
+    pub rate: u64,
+    /// The time to live of the answer goes before that.
     pub respect_ttl: bool,
+    /// But it is no shorter than this (`dns_min_refresh_rate`).
+    pub least: u64,
+    /// A random time below this is added (`dns_jitter`).
+    pub jitter: u64,
+    /// After failures in a row: a random time below the first, then below its double, up to the second
+    /// (`dns_failure_refresh_rate`); `None`: as after an answer.
+    pub failure: Option<(u64, u64)>,
+}
+
+impl DnsRefresh {
+    /// What suits two clusters that want one name: the shorter of each.
+    #[must_use]
+    pub fn and(self, other: DnsRefresh) -> DnsRefresh {
+        DnsRefresh {
+            rate: self.rate.min(other.rate),
+            respect_ttl: self.respect_ttl || other.respect_ttl,
+            least: self.least.min(other.least),
+            jitter: self.jitter.min(other.jitter),
+            failure: self.failure.into_iter().chain(other.failure).min(),
+        }
+    }
 }
 
 /// A cluster.
@@ -100,8 +129,8 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
         http2_protocol_options: _,
         typed_extension_protocol_options,
         dns_refresh_rate: _,
-        dns_jitter,
-        dns_failure_refresh_rate,
+        dns_jitter: _,
+        dns_failure_refresh_rate: _,
         respect_dns_ttl: _,
         dns_lookup_family: _,
         dns_resolvers,
@@ -144,7 +173,7 @@ pub fn cluster(c: &pb::Cluster, notes: &mut Notes) -> Result<TranslatedCluster, 
     ignored!(notes, "TLS is not spoken to endpoints"; upstream_http_protocol_options);
     ignored!(notes, "nginx's own limits hold"; http_protocol_options);
     ignored!(notes, "the system's resolver is asked";
-        dns_jitter, dns_failure_refresh_rate, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
+        dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
         typed_dns_resolver_config);
     ignored!(notes, "connections are kept as the cluster's idle time-out says";
         cleanup_interval, preconnect_policy, connection_pool_per_downstream_connection);
@@ -241,13 +270,12 @@ fn discovery(
     notes: &mut Notes,
 ) -> Result<(Discovery, Option<DnsCluster>), Invalid> {
     use pb::cluster::{ClusterDiscoveryType as K, DiscoveryType as T, DnsLookupFamily as F};
-    let dns = |first_only, family, refresh, respect_ttl| DnsCluster {
+    let dns = |first_only, family, refresh| DnsCluster {
         localities: Vec::new(),
         overprovisioning_factor: 140,
         first_only,
         family,
         refresh,
-        respect_ttl,
     };
     let kind = match kind {
         None => T::Static,
@@ -282,10 +310,20 @@ fn discovery(
                 F::V4Preferred => DnsFamily::V4Preferred,
                 F::All => DnsFamily::All,
             };
-            let refresh = positive_millis(&c.dns_refresh_rate, "dns_refresh_rate", notes)?.unwrap_or(5000);
+            let refresh = DnsRefresh {
+                rate: positive_millis(&c.dns_refresh_rate, "dns_refresh_rate", notes)?.unwrap_or(5000),
+                respect_ttl: c.respect_dns_ttl,
+                least: 0,
+                jitter: millis(&c.dns_jitter, "dns_jitter", notes)?.unwrap_or(0),
+                failure: c
+                    .dns_failure_refresh_rate
+                    .as_ref()
+                    .map(|r| failure_rate(&r.base_interval, &r.max_interval, notes))
+                    .transpose()?,
+            };
             let first_only = kind == T::LogicalDns;
             let discovery = if first_only { Discovery::LogicalDns } else { Discovery::StrictDns };
-            (discovery, Some(dns(first_only, family, refresh, c.respect_dns_ttl)))
+            (discovery, Some(dns(first_only, family, refresh)))
         }
     })
 }
@@ -293,7 +331,7 @@ fn discovery(
 /// The extension that stands for `STRICT_DNS` and `LOGICAL_DNS` in newer configurations.
 fn dns_cluster(
     d: &dns::DnsCluster,
-    make: impl Fn(bool, DnsFamily, u64, bool) -> DnsCluster,
+    make: impl Fn(bool, DnsFamily, DnsRefresh) -> DnsCluster,
     notes: &mut Notes,
 ) -> Result<(Discovery, Option<DnsCluster>), Invalid> {
     use envoy_types::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily as F;
@@ -307,8 +345,7 @@ fn dns_cluster(
         all_addresses_in_single_endpoint,
         dns_min_refresh_rate,
     } = d;
-    ignored!(notes, "the system's resolver is asked";
-        dns_failure_refresh_rate, dns_jitter, typed_dns_resolver_config, dns_min_refresh_rate);
+    ignored!(notes, "the system's resolver is asked"; typed_dns_resolver_config);
     let family = match enumeration::<F>(*dns_lookup_family, "dns_lookup_family", notes)? {
         F::Unspecified | F::Auto => DnsFamily::Auto,
         F::V4Only => DnsFamily::V4Only,
@@ -316,10 +353,32 @@ fn dns_cluster(
         F::V4Preferred => DnsFamily::V4Preferred,
         F::All => DnsFamily::All,
     };
-    let refresh = positive_millis(dns_refresh_rate, "dns_refresh_rate", notes)?.unwrap_or(5000);
+    let refresh = DnsRefresh {
+        rate: positive_millis(dns_refresh_rate, "dns_refresh_rate", notes)?.unwrap_or(5000),
+        respect_ttl: *respect_dns_ttl,
+        least: positive_millis(dns_min_refresh_rate, "dns_min_refresh_rate", notes)?.unwrap_or(0),
+        jitter: millis(dns_jitter, "dns_jitter", notes)?.unwrap_or(0),
+        failure: dns_failure_refresh_rate
+            .as_ref()
+            .map(|r| failure_rate(&r.base_interval, &r.max_interval, notes))
+            .transpose()?,
+    };
     let first = *all_addresses_in_single_endpoint;
     let discovery = if first { Discovery::LogicalDns } else { Discovery::StrictDns };
-    Ok((discovery, Some(make(first, family, refresh, *respect_dns_ttl))))
+    Ok((discovery, Some(make(first, family, refresh))))
+}
+
+/// Base and longest interval after failures.
+fn failure_rate(base: &Option<Duration>, longest: &Option<Duration>, notes: &mut Notes) -> Result<(u64, u64), Invalid> {
+    notes.within("dns_failure_refresh_rate", |notes| {
+        let Some(base) = positive_millis(base, "base_interval", notes)? else {
+            return Err(notes.invalid("base_interval", "is not set"));
+        };
+        match positive_millis(longest, "max_interval", notes)?.unwrap_or(base.saturating_mul(10)) {
+            max if max < base => Err(notes.invalid("max_interval", "is shorter than base_interval")),
+            max => Ok((base, max)),
+        }
+    })
 }
 
 fn source(
