@@ -1,5 +1,6 @@
 """Retries, time-outs, faults, copies and CORS, as a client and an endpoint see them."""
 
+import concurrent.futures
 import http.client
 import threading
 import time
@@ -321,3 +322,32 @@ def test_scripts_of_other_origins_are_answered(filters):
     assert (status, headers["access-control-allow-credentials"]) == (200, "true") and len(up.seen) == 1
     status, headers, *_ = mesh.ask(method="OPTIONS", origin="https://b.example", **ask)
     assert "access-control-allow-origin" not in headers and len(up.seen) == 2
+
+
+LIMIT = """http_filters:
+      - name: envoy.filters.http.local_ratelimit
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+          stat_prefix: s
+          token_bucket: {max_tokens: 30, fill_interval: 3600s}
+          filter_enabled: {default_value: {numerator: 100}}
+          filter_enforced: {default_value: {numerator: 100}}
+"""
+
+
+def test_all_workers_take_tokens_from_one_bucket_which_outlives_updates():
+    with amesh.Upstream() as up:
+        mesh = Mesh(up.port, workers=4)
+        listener = amesh.listener(mesh.port).replace("http_filters:\n", LIMIT)
+        mesh.put("listener.yaml", listener)
+        with mesh, concurrent.futures.ThreadPoolExecutor(16) as many:
+            statuses = lambda n: [answer[0] for answer in many.map(lambda _: mesh.ask(), range(n))]
+            first = statuses(120)
+            assert (first.count(200), first.count(429)) == (30, 90)
+            mesh.put("listener.yaml", listener.replace("bind_to_port", "metadata: {}\nbind_to_port").replace("max_tokens: 30", "max_tokens: 40"))
+            amesh.until(lambda: 200 in statuses(1), what="another bucket")
+            assert statuses(80).count(200) == 39, "another bucket is full"
+            mesh.put("listener.yaml", listener.replace("stat_prefix: s", "stat_prefix: other").replace("max_tokens: 30", "max_tokens: 40"))
+            mesh.put("route.yaml", table(RETRY).replace("name: all", "name: every"))
+            log = mesh.dir / "flags.log"
+            assert statuses(40).count(200) == 0 and " RL " in log.read_text()

@@ -7,7 +7,7 @@ use super::body;
 use super::capture::{self, Captured};
 use super::chain::Chain;
 use super::ctx::{ctx, ctx_or_new, Ctx, Stage};
-use super::edit::{Facts, ResponseEdits};
+use super::edit::{self, Facts, ResponseEdits};
 use super::filter;
 use super::forward::{self, levels, Seen};
 use super::head::Head;
@@ -24,8 +24,9 @@ use amesh_dataplane::header::Levels;
 use amesh_dataplane::listener::{self, Direction};
 use amesh_dataplane::path::{self, PathError};
 use amesh_dataplane::route::{self, Decision, RequestHead};
+use amesh_dataplane::scope;
 use amesh_model::listener::{
-    ArchivedChainAction, ArchivedHttpConnectionManager, ArchivedListener, ArchivedRouteSpecifier,
+    ArchivedChainAction, ArchivedHttpConnectionManager, ArchivedListener, ArchivedRouteSpecifier, ArchivedScopeRoutes,
 };
 use amesh_model::route::ArchivedRouteTable;
 use ngx::ffi::{self, ngx_http_request_t, ngx_int_t, ngx_uint_t};
@@ -247,22 +248,40 @@ fn find_listener<'p>(
 }
 
 /// The connection manager and the route table of a connection, `None` where there are none.
-pub fn tables<'p>(
+///
+/// # Safety
+/// `r` must be live.
+pub unsafe fn tables<'p>(
     pin: &'p zone::Pin<'_>,
-    c: *mut ffi::ngx_connection_t,
+    r: *mut ngx_http_request_t,
     captured: &mut Captured,
 ) -> Option<(&'p ArchivedHttpConnectionManager, &'p ArchivedRouteTable)> {
-    let found = find_listener(pin, c, captured)?;
-    match &listener::filter_chain_at(found, captured.chain)?.action {
-        ArchivedChainAction::Http(hcm) => Some((hcm, route_table(pin, hcm)?)),
-        _ => None,
+    // SAFETY: promised by the caller.
+    unsafe {
+        let found = find_listener(pin, (*r).connection, captured)?;
+        match &listener::filter_chain_at(found, captured.chain)?.action {
+            ArchivedChainAction::Http(hcm) => Some((hcm, route_table(pin, r, hcm)?)),
+            _ => None,
+        }
     }
 }
 
-fn route_table<'p>(pin: &'p zone::Pin<'_>, hcm: &'p ArchivedHttpConnectionManager) -> Option<&'p ArchivedRouteTable> {
+unsafe fn route_table<'p>(
+    pin: &'p zone::Pin<'_>,
+    r: *mut ngx_http_request_t,
+    hcm: &'p ArchivedHttpConnectionManager,
+) -> Option<&'p ArchivedRouteTable> {
     match &hcm.routes {
         ArchivedRouteSpecifier::Inline(table) => Some(table),
         ArchivedRouteSpecifier::Rds(name) => pin.route_table(name),
+        ArchivedRouteSpecifier::Scoped(scoped) => {
+            // SAFETY: promised by the caller.
+            let header = |name: &str| unsafe { edit::request_header(r, name.as_bytes()) };
+            match &scope::find(scoped, header)?.routes {
+                ArchivedScopeRoutes::Inline(table) => Some(table),
+                ArchivedScopeRoutes::Rds(name) => pin.route_table(name),
+            }
+        }
     }
 }
 
@@ -310,7 +329,7 @@ unsafe fn decide(
             ctx.refuse(500, Flags::REFUSED, "");
             return Some(());
         }
-        let Some(table) = route_table(&pin, hcm) else {
+        let Some(table) = route_table(&pin, r, hcm) else {
             ctx.refuse(404, Flags::NO_ROUTE, "");
             return Some(());
         };
@@ -355,7 +374,7 @@ unsafe fn decide(
         match &decision {
             Decision::Forward(forward) => {
                 if let Some(policy) = forward.action.internal_redirect.as_deref() {
-                    redirect::keep((*r).pool, ctx, policy, &managed)?;
+                    redirect::keep((*r).pool, ctx, policy, managed)?;
                 }
             }
             _ => ctx.redirects = std::ptr::null_mut(),

@@ -7,27 +7,29 @@ use super::body;
 use super::capture;
 use super::ctx::{self, Ctx};
 use super::decide;
-use super::edit;
+use super::edit::{self, Facts, Name, RequestHeaders};
 use super::head::{self, headers, Head};
 use super::manager::Managed;
 use super::timer::Timers;
 use crate::nginx::{self, pool_str, EMPTY};
 use crate::zone;
+use amesh_dataplane::header::HeaderMap;
 use amesh_dataplane::internal_redirect::{self as rules, Step};
 use amesh_dataplane::route;
 use amesh_model::internal_redirect::{ArchivedInternalRedirectPolicy, InternalRedirectPolicy};
 use ngx::ffi::{self, ngx_http_request_t, ngx_pool_t, ngx_str_t, ngx_table_elt_t, ngx_uint_t};
-use std::net::IpAddr;
 
 /// The location that the request goes through again.
 const ROOT: &str = "/";
+
+/// Where a request was going before it was redirected.
+const ORIGINAL_URL: Name = Name::new("x-envoy-original-url");
 
 /// What a request on a route that follows redirects knows of them, in its pool.
 pub struct Redirects {
     /// The route's policy as rkyv wrote it.
     policy: ngx_str_t,
-    scheme: &'static str,
-    client: IpAddr,
+    managed: Managed,
     /// Names of the routes that redirects led from and to, each ended by a NUL.
     made: ngx_str_t,
     /// The request goes through the phases again.
@@ -52,7 +54,7 @@ pub unsafe fn keep(
     pool: *mut ngx_pool_t,
     ctx: &mut Ctx,
     policy: &ArchivedInternalRedirectPolicy,
-    managed: &Managed,
+    managed: Managed,
 ) -> Option<()> {
     let owned = rkyv::deserialize::<InternalRedirectPolicy, rkyv::rancor::Error>(policy).ok()?;
     let policy = nginx::pool_aligned(pool, &rkyv::to_bytes::<rkyv::rancor::Error>(&owned).ok()?)?;
@@ -63,15 +65,7 @@ pub unsafe fn keep(
     // SAFETY: freshly made; what was there before lives in the same pool.
     unsafe {
         let made = ctx.redirects.as_ref().map_or(EMPTY, |before| before.made);
-        place.write(Redirects {
-            policy,
-            scheme: managed.scheme,
-            client: managed.client,
-            made,
-            again: false,
-            method: 0,
-            method_name: EMPTY,
-        });
+        place.write(Redirects { policy, managed, made, again: false, method: 0, method_name: EMPTY });
     }
     ctx.redirects = place;
     Some(())
@@ -105,7 +99,8 @@ pub unsafe fn resume(r: *mut ngx_http_request_t, ctx: &mut Ctx) {
 pub unsafe fn managed(ctx: &Ctx) -> Option<Managed> {
     // SAFETY: promised by the caller.
     let redirects = unsafe { ctx.redirects.as_ref() }.filter(|_| ctx.managed_before)?;
-    Some(Managed { scheme: redirects.scheme, client: redirects.client })
+    // There is `x-envoy-original-url` now.
+    Some(Managed { has_envoy_headers: true, ..redirects.managed })
 }
 
 /// Whether a response is a redirect that is followed: then nginx goes through the phases again as soon as it has taken
@@ -131,25 +126,26 @@ pub unsafe fn follow(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> bool {
         let found = zone::with_worker(|worker| {
             let (pin, tools) = worker.pin();
             let captured = &mut *capture::find((*r).connection)?;
-            let (hcm, table) = decide::tables(&pin, (*r).connection, captured)?;
+            let (hcm, table) = decide::tables(&pin, r, captured)?;
             let host = amesh_dataplane::path::normalize_host(target.host, hcm, captured.destination.port());
-            let head = Head::new(r, &target.path, &host, target.scheme, tools.random());
+            let managed = Managed { scheme: target.scheme, ..redirects.managed };
+            let head = Head::new(r, &target.path, &host, managed, tools.random());
             let decision = route::decide(table, &head, tools.regexes());
             Some(decision.route()?.name.as_str().to_owned())
         });
         let Some(Some(to)) = found else { return false };
         let from = nginx::text(ctx.route);
-        let step = Step { from, to: &to, scheme: redirects.scheme, target_scheme: target.scheme };
+        let step = Step { from, to: &to, scheme: redirects.managed.scheme, target_scheme: target.scheme };
         if !rules::allows(policy, step, redirects.made()) {
             return false;
         }
         let made = [nginx::text(redirects.made), from, "\0", &to, "\0"].concat();
         let Some(made) = pool_str((*r).pool, made.as_bytes()) else { return false };
-        if turn(r, ctx, redirects.scheme, policy, &target, status).is_none() {
+        if turn(r, ctx, redirects.managed.scheme, policy, &target, status).is_none() {
             return false;
         }
         redirects.made = made;
-        redirects.scheme = target.scheme;
+        redirects.managed.scheme = target.scheme;
         redirects.again = true;
         redirects.method = (*r).method;
         redirects.method_name = (*r).method_name;
@@ -179,17 +175,19 @@ unsafe fn turn(
             return None;
         }
         for name in policy.response_headers_to_copy.iter() {
-            edit::remove_request_header(r, name.as_bytes())?;
+            let facts = Facts { request: r, ctx, captured: None };
+            let mut copied = RequestHeaders { facts, host: None, failed: false };
+            copied.remove(name);
             let values: Vec<ngx_str_t> = headers(&raw mut (*u).headers_in.headers)
                 .filter(|h| nginx::bytes(h.key).eq_ignore_ascii_case(name.as_bytes()))
                 .map(|h| h.value)
                 .collect();
-            for value in values {
-                let key = pool_str(pool, name.as_bytes())?;
-                edit::add_request_header(r, key, pool_str(pool, nginx::bytes(value))?)?;
+            values.into_iter().for_each(|value| copied.append(name, nginx::bytes(value)));
+            if copied.failed {
+                return None;
             }
         }
-        edit::set_request_header(r, "x-envoy-original-url", old.as_bytes())?;
+        edit::set_request_header(r, ORIGINAL_URL, old.as_bytes())?;
         if status == 303 && (*r).method & (ffi::NGX_HTTP_GET | ffi::NGX_HTTP_HEAD) as ngx_uint_t == 0 {
             without_body(r)?;
         }

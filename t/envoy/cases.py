@@ -2,7 +2,7 @@
 
     - case: the first match wins
       routes: [...]                        of one virtual host for every domain; or virtual_hosts: [...]
-      vhost, table, hcm, router: {...}     more fields of these messages
+      vhost, table, hcm, router: {...}     more fields of these messages; with `scoped_routes` in `hcm` there are no other routes
       filters: [...]                       HTTP filters before the router
       clusters: {name: [endpoints]}        or {name: {a Cluster, endpoints: [...]}}; names are the suite's, not the case's
       requests:

@@ -96,7 +96,7 @@ def cluster(addresses, name, spec):
 
 
 def table(case, name):
-    hosts = case.get("virtual_hosts") or [{"name": "all", "domains": ["*"], **case.get("vhost", {}), "routes": case["routes"]}]
+    hosts = case.get("virtual_hosts") or [{"name": "all", "domains": ["*"], **case.get("vhost", {}), "routes": case.get("routes", [])}]
     return {"name": name, "validate_clusters": False, "virtual_hosts": hosts, **case.get("table", {})}
 
 
@@ -115,7 +115,7 @@ def listener(name, host, port, log, case, routes):
                 },
             }
         ],
-        **routes,
+        **({} if "scoped_routes" in case.get("hcm", {}) else routes),
         **case.get("hcm", {}),
         "http_filters": [
             *case.get("filters", []),

@@ -22,4 +22,5 @@ pub mod path;
 pub mod regex;
 pub mod retry;
 pub mod route;
+pub mod scope;
 pub mod timeout;

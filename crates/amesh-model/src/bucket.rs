@@ -2,7 +2,7 @@
 
 use crate::batch::Value;
 use crate::filter::{HttpFilter, LocalRateLimit};
-use crate::listener::{ChainAction, Listener, RouteSpecifier};
+use crate::listener::{ChainAction, Listener, RouteSpecifier, Scope, ScopeRoutes};
 use crate::route::RouteTable;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -29,7 +29,12 @@ impl Value {
             Value::Listener(listener) => chains(listener).any(|chain| match &chain.action {
                 ChainAction::Http(hcm) => {
                     let of_filter = |f: &HttpFilter| matches!(f, HttpFilter::LocalRateLimit(l) if l.bucket.is_some());
-                    let inline = matches!(&hcm.routes, RouteSpecifier::Inline(table) if of_table(table));
+                    let of_scope = |s: &Scope| matches!(&s.routes, ScopeRoutes::Inline(table) if of_table(table));
+                    let inline = match &hcm.routes {
+                        RouteSpecifier::Rds(_) => false,
+                        RouteSpecifier::Inline(table) => of_table(table),
+                        RouteSpecifier::Scoped(scoped) => scoped.scopes.iter().any(of_scope),
+                    };
                     inline || hcm.filters.iter().any(of_filter)
                 }
                 _ => false,
@@ -54,8 +59,16 @@ impl Value {
                             f(bucket)?;
                         }
                     }
-                    if let RouteSpecifier::Inline(table) = &mut hcm.routes {
-                        each_of_table(table, f)?;
+                    match &mut hcm.routes {
+                        RouteSpecifier::Rds(_) => {}
+                        RouteSpecifier::Inline(table) => each_of_table(table, f)?,
+                        RouteSpecifier::Scoped(scoped) => {
+                            for scope in &mut scoped.scopes {
+                                if let ScopeRoutes::Inline(table) = &mut scope.routes {
+                                    each_of_table(table, f)?;
+                                }
+                            }
+                        }
                     }
                 }
                 Ok(())

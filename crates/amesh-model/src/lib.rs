@@ -63,4 +63,4 @@ impl Kind {
 
 /// Goes up when an archived type changes in a way that its size does not show: zones and snapshots of another layout are
 /// not read.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;

@@ -210,6 +210,62 @@ pub enum RouteSpecifier {
     Rds(String),
     /// `route_config`: inline.
     Inline(Box<RouteTable>),
+    /// `scoped_routes`: one of several tables, by headers of the request.
+    Scoped(Box<ScopedRoutes>),
+}
+
+/// Route tables by scope (`ScopedRoutes`). A request that is in no scope has no route.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct ScopedRoutes {
+    /// What the parts of a request's key are; each must be there.
+    pub scope_key_builder: Vec<HeaderValueExtractor>,
+    /// The scopes; no two have the same key.
+    pub scopes: Vec<Scope>,
+}
+
+/// Where a part of a key is (`ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractor`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct HeaderValueExtractor {
+    /// The header (lower case); its first line counts.
+    pub name: String,
+    /// Between its elements; empty: it is one element.
+    pub element_separator: String,
+    /// Which element.
+    pub element: ScopeElement,
+}
+
+/// An element of a header's value.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum ScopeElement {
+    /// The one of this number, from 0.
+    Index(u32),
+    /// What follows the separator in the first that begins with the key and it.
+    Pair {
+        /// The key.
+        key: String,
+        /// The separator.
+        separator: String,
+    },
+}
+
+/// A scope (`config.route.v3.ScopedRouteConfiguration`).
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Scope {
+    /// Its name.
+    pub name: String,
+    /// What the parts of a request's key must be.
+    pub key: Vec<String>,
+    /// Its routes.
+    pub routes: ScopeRoutes,
+}
+
+/// Where a [`Scope`] has its routes.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum ScopeRoutes {
+    /// `route_configuration_name`: the name of a route table.
+    Rds(String),
+    /// `route_configuration`: inline.
+    Inline(Box<RouteTable>),
 }
 
 /// `HttpConnectionManager.ServerHeaderTransformation`.

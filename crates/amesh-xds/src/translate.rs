@@ -43,6 +43,7 @@ mod notes;
 mod rate_limit;
 mod retry;
 mod route;
+mod scope;
 mod secrets;
 mod socket;
 mod subset;

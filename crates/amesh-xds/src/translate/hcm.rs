@@ -2,7 +2,7 @@
 
 use super::notes::{ignored, Set};
 use super::value::{bool_or, enumeration, millis, type_name};
-use super::{filter, route, Invalid, Notes};
+use super::{filter, route, scope, Invalid, Notes};
 use amesh_model::listener::{
     ChainAction, EscapedSlashes, HttpConnectionManager, RouteSpecifier, ServerHeader, Underscores,
 };
@@ -236,9 +236,9 @@ fn routes(
             let table = notes.within("route_config", |n| route::route_table(table, n))?;
             Ok(Ok(RouteSpecifier::Inline(Box::new(table))))
         }
-        Some(hcm::RouteSpecifier::ScopedRoutes(_)) => {
-            Ok(Err(notes.refused("scoped_routes", "is not supported, so there are no routes")))
-        }
+        Some(hcm::RouteSpecifier::ScopedRoutes(s)) => notes
+            .within("scoped_routes", |n| scope::scoped_routes(s, tables, n))
+            .map(|scoped| scoped.map(|s| RouteSpecifier::Scoped(Box::new(s)))),
     }
 }
 
