@@ -38,8 +38,9 @@ fn a_whole_value_an_element_and_a_pair_are_parts_of_a_key() {
         (part("h", ";", pair("k", "=")), "k", Some("")),
     ] {
         let keys: Vec<&[&str]> = vec![&["a,b"], &["b"], &["b=c"], &["x"], &[""]];
-        assert_eq!(scope_of(&[part.clone()], &keys, &[("h", value)]).as_deref(), want, "{part:?} {value}");
-        assert_eq!(scope_of(&[part], &keys, &[("other", value)]), None);
+        let parts = [part];
+        assert_eq!(scope_of(&parts, &keys, &[("h", value)]).as_deref(), want, "{parts:?} {value}");
+        assert_eq!(scope_of(&parts, &keys, &[("other", value)]), None);
     }
 }
 
