@@ -80,13 +80,22 @@ pub fn from_sockaddr(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
 /// `c` must be a connection with a peer.
 pub unsafe fn peer_addr(c: *mut ngx_connection_t) -> Option<SocketAddr> {
     // SAFETY: nginx keeps sockaddr and socklen of an accepted connection.
+    unsafe { addr((*c).sockaddr.cast(), (*c).socklen) }
+}
+
+/// A socket address that nginx keeps, `None` when it is none of the internet families.
+///
+/// # Safety
+/// `sockaddr` must be null, or have `len` bytes.
+pub unsafe fn addr(sockaddr: *const libc::sockaddr, len: libc::socklen_t) -> Option<SocketAddr> {
+    let len = len as usize;
+    if sockaddr.is_null() || len > size_of::<libc::sockaddr_storage>() {
+        return None;
+    }
+    let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
+    // SAFETY: promised by the caller; there is room.
     unsafe {
-        let len = (*c).socklen as usize;
-        if (*c).sockaddr.is_null() || len > size_of::<libc::sockaddr_storage>() {
-            return None;
-        }
-        let mut storage = MaybeUninit::<libc::sockaddr_storage>::zeroed();
-        std::ptr::copy_nonoverlapping((*c).sockaddr.cast::<u8>(), storage.as_mut_ptr().cast::<u8>(), len);
+        std::ptr::copy_nonoverlapping(sockaddr.cast::<u8>(), storage.as_mut_ptr().cast::<u8>(), len);
         from_sockaddr(&storage.assume_init())
     }
 }

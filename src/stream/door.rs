@@ -11,6 +11,7 @@ use crate::http::reply::Flags;
 use crate::http::Mode;
 use crate::nginx::{self, pool_str, AGAIN, DECLINED, DONE, EMPTY, ERROR};
 use crate::stream::proxy::{self, Destination};
+use crate::stream::udp;
 use crate::zone;
 use amesh_dataplane::inspect::{self, Peek, MAX_PEEK};
 use amesh_dataplane::listener::{self, Direction};
@@ -47,6 +48,14 @@ pub extern "C" fn handler(s: *mut ngx_stream_session_t) -> ngx_int_t {
             let c = (*s).connection;
             let Some(ctx) = proxy::ctx_or_new(s) else { return ERROR };
             let ctx = &mut *ctx;
+            if (*c).type_ == libc::SOCK_DGRAM {
+                // A client sends again what is lost before there are resources.
+                let Some((captured, to)) = udp::look(c, direction) else { return finish(s, Flags::NO_ROUTE) };
+                let Some(place) = capture::attach(c, captured) else { return ERROR };
+                ctx.listener = (*place).listener;
+                (ctx.captured, ctx.destination) = (place, Some(to));
+                return DECLINED;
+            }
             if ctx.captured.is_null() {
                 // No address of the internet families: nothing to route by.
                 let Some(captured) = capture::observe(c, direction) else { return ERROR };

@@ -5,6 +5,7 @@
 
 pub mod door;
 pub mod proxy;
+pub mod udp;
 pub mod variables;
 
 use crate::conf;

@@ -5,6 +5,8 @@ use crate::http::capture::Captured;
 use crate::http::reply::Flags;
 use crate::lb::{self, Choice, MetadataMatch, Outcome, Picked, Reason, Unit, Upstream};
 use crate::nginx::{self, pool_str, AGAIN, EMPTY, ERROR, OK};
+use crate::original_dst;
+use crate::stream::udp;
 use crate::zone;
 use amesh_dataplane::hash::source_hash;
 use amesh_dataplane::lb::weighted_pick;
@@ -34,8 +36,8 @@ pub struct Destination {
     pub max_duration: u64,
     /// Endpoints tried.
     pub attempts: u32,
-    /// Connections of one client go to one endpoint.
-    pub hash_source_ip: bool,
+    /// The hash of the client, where one is wanted.
+    pub source_hash: Option<u64>,
     /// What is asked of the metadata of endpoints.
     pub metadata_match: MetadataMatch,
 }
@@ -96,6 +98,48 @@ pub struct Ctx {
     down: Pipe,
 }
 
+impl Ctx {
+    /// The client's connection and the endpoint's.
+    ///
+    /// # Safety
+    /// The session must be live; the endpoint's is null before there is one.
+    pub(super) unsafe fn connections(&self) -> (*mut ngx_connection_t, *mut ngx_connection_t) {
+        // SAFETY: promised by the caller.
+        unsafe { ((*self.session).connection, self.peer.connection) }
+    }
+
+    /// So many bytes came from the client.
+    ///
+    /// # Safety
+    /// As [`Ctx::connections`].
+    pub(super) unsafe fn count_received(&mut self, bytes: usize) {
+        // SAFETY: promised by the caller.
+        unsafe { (*self.session).received += bytes as ffi::off_t };
+    }
+
+    /// Something came just now.
+    pub(super) fn is_active(&mut self) {
+        // SAFETY: nginx keeps its clock for as long as it runs.
+        self.active_at = unsafe { ffi::ngx_current_msec };
+    }
+
+    /// How much longer nothing may come, in ms.
+    pub(super) fn idle_left(&self) -> ngx_msec_t {
+        let idle = self.destination.map_or(0, |d| d.idle_timeout) as ngx_msec_t;
+        // SAFETY: as above.
+        idle.saturating_sub(unsafe { ffi::ngx_current_msec }.wrapping_sub(self.active_at))
+    }
+
+    /// Ends the session with a status of nginx's stream.
+    ///
+    /// # Safety
+    /// As [`Ctx::connections`]; nothing of the session may be used afterwards.
+    pub(super) unsafe fn end(&mut self, code: u32) {
+        // SAFETY: promised by the caller.
+        unsafe { end(self, code) };
+    }
+}
+
 /// The context of a session, `None` when it has none.
 ///
 /// # Safety
@@ -154,7 +198,7 @@ pub unsafe fn destination(tcp: &ArchivedTcpProxy, c: *mut ngx_connection_t) -> O
     let arms = tcp.clusters.iter().map(|arm| arm.weight.to_native());
     let arm = tcp.clusters.get(weighted_pick(arms, fastrand::u64(..)).unwrap_or(0))?;
     // SAFETY: promised by the caller.
-    let pool = unsafe { (*c).pool };
+    let (pool, source) = unsafe { ((*c).pool, tcp.hash_source_ip.then(|| original_dst::peer_addr(c)).flatten()) };
     let cluster = pool_str(pool, arm.name.as_bytes())?;
     let longest = tcp.max_downstream_connection_duration.to_native();
     let jitter = tcp.max_downstream_connection_duration_jitter.to_native() / 100.0 * fastrand::f64();
@@ -164,7 +208,7 @@ pub unsafe fn destination(tcp: &ArchivedTcpProxy, c: *mut ngx_connection_t) -> O
         idle_timeout: tcp.idle_timeout.to_native(),
         max_duration: (longest as f64 * (1.0 + jitter)) as u64,
         attempts: tcp.max_connect_attempts.to_native().max(1),
-        hash_source_ip: tcp.hash_source_ip,
+        source_hash: source.map(|source| source_hash(source.ip())),
         metadata_match: MetadataMatch::keep(pool, &arm.metadata_match)?,
     })
 }
@@ -177,6 +221,9 @@ pub extern "C" fn handler(s: *mut ngx_stream_session_t) {
             let Some(ctx) = ctx(s) else { return super::finalize(s, status(ffi::NGX_STREAM_INTERNAL_SERVER_ERROR)) };
             let Some(destination) = ctx.destination else { return end(ctx, ffi::NGX_STREAM_OK) };
             let c = (*s).connection;
+            if (*c).type_ == libc::SOCK_DGRAM {
+                return connect(ctx);
+            }
             let pool = (*c).pool;
             ctx.up.buffer = ffi::ngx_pnalloc(pool, BUFFER).cast();
             ctx.down.buffer = ffi::ngx_pnalloc(pool, BUFFER).cast();
@@ -212,7 +259,6 @@ unsafe fn connect(ctx: &mut Ctx) {
         let Some(destination) = ctx.destination else { return end(ctx, ffi::NGX_STREAM_OK) };
         let c = (*ctx.session).connection;
         let original_dst = ctx.captured.as_ref().map(|captured| captured.destination);
-        let source = ctx.captured.as_ref().filter(|_| destination.hash_source_ip).map(|captured| captured.source.ip());
         while ctx.tries < destination.attempts {
             let upstream = Upstream {
                 cluster: nginx::text(destination.cluster),
@@ -224,7 +270,7 @@ unsafe fn connect(ctx: &mut Ctx) {
             let tried = ctx.tried;
             let choice = Choice {
                 tried: &tried[..(ctx.tries as usize).min(MAX_TRIED)],
-                hash: source.map(source_hash),
+                hash: destination.source_hash,
                 host_selection_attempts: 1,
                 metadata_match: destination.metadata_match.view(),
             };
@@ -251,12 +297,13 @@ unsafe fn connect(ctx: &mut Ctx) {
             peer.socklen = picked.socklen;
             peer.name = &mut ctx.endpoint;
             peer.get = Some(picked_already);
-            peer.type_ = libc::SOCK_STREAM;
+            peer.type_ = (*c).type_;
             peer.log = (*c).log;
             peer.set_log_error(ffi::ngx_connection_log_error_e_NGX_ERROR_ERR);
             peer.local = picked.bind_addr(&mut ctx.local, &mut ctx.local_sockaddr);
             let timeout = picked.connect_timeout;
-            if let Some(captured) = ctx.captured.as_ref().filter(|_| picked.proxy_protocol) {
+            let of_udp = (*c).type_ == libc::SOCK_DGRAM;
+            if let Some(captured) = ctx.captured.as_ref().filter(|_| picked.proxy_protocol && !of_udp) {
                 let header = lb::proxy_header(&upstream, captured.source, captured.destination).unwrap_or_default();
                 if !ctx.up.begin_with(&header) {
                     return end(ctx, ffi::NGX_STREAM_INTERNAL_SERVER_ERROR);
@@ -265,7 +312,9 @@ unsafe fn connect(ctx: &mut Ctx) {
             match ffi::ngx_event_connect_peer(peer) {
                 rc @ (OK | AGAIN) => {
                     let u = peer.connection;
-                    picked.keep_alive((*u).fd);
+                    if !of_udp {
+                        picked.keep_alive((*u).fd);
+                    }
                     (*u).data = ctx.session.cast();
                     (*u).log = (*c).log;
                     (*(*u).read).log = (*c).log;
@@ -344,6 +393,9 @@ unsafe fn connected(ctx: &mut Ctx) {
         let u = ctx.peer.connection;
         ctx.connected = true;
         ctx.active_at = ffi::ngx_current_msec;
+        if (*u).type_ == libc::SOCK_DGRAM {
+            return udp::begin(ctx);
+        }
         if let Some(picked) = &ctx.picked {
             lb::report(picked, Outcome::Connected);
         }
@@ -367,8 +419,7 @@ extern "C" fn on_client(ev: *mut ngx_event_t) {
         let Some(ctx) = ctx((*c).data.cast()) else { return };
         if (*ev).timedout() != 0 {
             (*ev).set_timedout(0);
-            let idle = ctx.destination.map_or(0, |d| d.idle_timeout) as ngx_msec_t;
-            match idle.saturating_sub(ffi::ngx_current_msec.wrapping_sub(ctx.active_at)) {
+            match ctx.idle_left() {
                 0 => return end(ctx, ffi::NGX_STREAM_OK),
                 left => ffi::ngx_add_timer(ev, left),
             }
@@ -432,7 +483,7 @@ unsafe fn process(ctx: &mut Ctx) {
         let idle = ctx.destination.map_or(0, |d| d.idle_timeout);
         if idle > 0 {
             if sent + received > 0 {
-                ctx.active_at = ffi::ngx_current_msec;
+                ctx.is_active();
             }
             // It is not moved with each byte, and nginx would not move it by less than 300 ms: when it is over, a look is
             // taken at how long ago the last byte was.

@@ -112,11 +112,13 @@ PROXIES = {
 class Nginx(subjects.Nginx):
     """nginx whose front door takes all listeners."""
 
+    listen = ""
+
     def start(self, listeners, clusters):
         self.put("listeners", listeners)
         self.put("clusters", clusters)
         ports = [listener["address"]["socket_address"]["port_value"] for listener in listeners]
-        listens = "\n".join(f"listen {self.address}:{port};" for port in ports)
+        listens = "\n".join(f"listen {self.address}:{port} {self.listen};" for port in ports)
         self.nginx.stream = f"""
 log_format judge escape=json '{NGINX_LOG}';
 access_log {self.log.path} judge;

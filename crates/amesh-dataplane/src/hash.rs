@@ -112,6 +112,11 @@ pub fn source_hash(source: IpAddr) -> u64 {
     xxh64(source.to_string().as_bytes(), 0)
 }
 
+/// The hash of a text that is configured (`key`).
+pub fn key_hash(key: &str) -> u64 {
+    xxh64(key.as_bytes(), 0)
+}
+
 /// The values of a header; those of the request line have one.
 fn header_values(head: &impl RequestHead, name: &str) -> Vec<Vec<u8>> {
     match name {

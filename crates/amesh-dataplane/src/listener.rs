@@ -3,7 +3,7 @@
 use amesh_model::address::{ArchivedCidrRange, ArchivedIp};
 use amesh_model::listener::{
     ArchivedFilterChain, ArchivedFilterChainMatch, ArchivedListener, ArchivedListenerIndex, ArchivedPortPredicate,
-    ArchivedSourceType,
+    ArchivedSourceType, UDP_KEY,
 };
 use rkyv::collections::swiss_table::ArchivedHashMap;
 use rkyv::string::ArchivedString;
@@ -96,11 +96,30 @@ pub fn find_listener(index: &ArchivedListenerIndex, direction: Direction, destin
     (!fallback.is_empty()).then_some(fallback.as_str())
 }
 
+/// The listener of UDP at an address: by that address, else by its port on all addresses.
+pub fn find_udp_listener(index: &ArchivedListenerIndex, direction: Direction, destination: SocketAddr) -> Option<&str> {
+    let listeners = match direction {
+        Direction::Inbound => &index.inbound_by_address,
+        Direction::Outbound => &index.by_address,
+    };
+    let ip = destination.ip().to_canonical();
+    let any = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let find = |ip| by_key(listeners, UDP_KEY, ip, destination.port());
+    find(ip).or_else(|| find(any))
+}
+
 fn by_address(listeners: &ByAddress, ip: IpAddr, port: u16) -> Option<&str> {
-    // Longest: an IPv6 address in brackets, a colon, five digits.
+    by_key(listeners, "", ip, port)
+}
+
+fn by_key<'a>(listeners: &'a ByAddress, prefix: &str, ip: IpAddr, port: u16) -> Option<&'a str> {
+    // Longest: a prefix, an IPv6 address in brackets, a colon, five digits.
     let mut text = [0u8; 64];
     let mut rest = &mut text[..];
-    write!(rest, "{}", SocketAddr::new(ip, port)).ok()?;
+    write!(rest, "{prefix}{}", SocketAddr::new(ip, port)).ok()?;
     let length = 64 - rest.len();
     let key = std::str::from_utf8(&text[..length]).ok()?;
     listeners.get(key).map(|name| name.as_str())

@@ -7,6 +7,9 @@ use crate::subset::Criterion;
 use rkyv::{Archive, Deserialize, Serialize};
 use std::collections::HashMap;
 
+/// Before the address of a listener of UDP in a [`ListenerIndex`].
+pub const UDP_KEY: &str = "udp/";
+
 /// A listener (`config.listener.v3.Listener`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Listener {
@@ -32,6 +35,8 @@ pub struct Listener {
     pub filter_chains: Vec<FilterChain>,
     /// Taken when none matches.
     pub default_filter_chain: Option<FilterChain>,
+    /// It is one of UDP, without filter chains: where its datagrams go.
+    pub udp: Option<Box<UdpProxy>>,
     /// Every connection is refused, for this reason (an unknown listener filter …).
     pub refuse: Option<String>,
 }
@@ -141,6 +146,29 @@ pub struct TcpCluster {
     pub weight: u32,
     /// Which subset of a cluster with subsets.
     pub metadata_match: Vec<Criterion>,
+}
+
+/// Where datagrams go (`extensions.filters.udp.udp_proxy.v3.UdpProxyConfig`). Those of one client to one address are a
+/// session, and go to one endpoint.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct UdpProxy {
+    /// The cluster.
+    pub cluster: String,
+    /// A session ends when nothing came for so long, in ms, above 0; a minute by default.
+    pub idle_timeout: u64,
+    /// What is hashed, for clusters that pick by hash.
+    pub hash: UdpHash,
+}
+
+/// `UdpProxyConfig.HashPolicy`.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub enum UdpHash {
+    /// Nothing.
+    None,
+    /// The address of the client.
+    SourceIp,
+    /// This text.
+    Key(String),
 }
 
 /// An HTTP connection manager (`extensions.filters.network.http_connection_manager.v3`).

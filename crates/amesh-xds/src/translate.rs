@@ -47,6 +47,7 @@ mod scope;
 mod secrets;
 mod socket;
 mod subset;
+mod udp;
 mod uri_template;
 mod value;
 

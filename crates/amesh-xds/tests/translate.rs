@@ -4,7 +4,7 @@
 mod resources;
 
 use amesh_model::cluster::{Discovery, LbPolicy, UpstreamProtocol};
-use amesh_model::listener::ChainAction;
+use amesh_model::listener::{ChainAction, UdpHash, UdpProxy};
 use amesh_model::proxy_protocol::ProxyProtocolVersion;
 use amesh_model::route::RouteAction;
 use amesh_xds::translate::{self, NoteKind, Notes};
@@ -132,6 +132,44 @@ fn the_first_transport_socket_that_matches_decides() {
     assert_eq!(ends(&istio, ""), None);
     assert!(ends(&format!("transport_socket: {TLS},"), "").is_some(), "the cluster's own socket");
     assert!(ends(&format!("transport_socket: {TLS}, {}", with(&istio, "match: {}", "match: {a: b}")), "").is_some());
+}
+
+#[test]
+fn a_listener_of_udp_has_a_proxy_and_nothing_else() {
+    const UDP: &str = "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3";
+    let translated = |filters: &str, more: &str| {
+        let yaml = format!(
+            "{{name: dns, address: {{socket_address: {{protocol: UDP, address: 10.0.0.1, port_value: 53}}}},
+              udp_listener_config: {{}}, listener_filters: [{filters}] {more}}}"
+        );
+        listener(&yaml, &mut Notes::new())
+    };
+    let filter = |fields: &str| {
+        format!("{{name: udp, typed_config: {{\"@type\": {UDP}.UdpProxyConfig, stat_prefix: u, {fields}}}}}")
+    };
+    let action = format!("{{name: r, typed_config: {{\"@type\": {UDP}.Route, cluster: c}}}}");
+    let l = translated(&filter(&format!("matcher: {{on_no_match: {{action: {action}}}}}")), "").unwrap();
+    let wanted = UdpProxy { cluster: "c".into(), idle_timeout: 60_000, hash: UdpHash::None };
+    assert_eq!((l.udp.as_deref(), l.refuse), (Some(&wanted), None));
+    assert_eq!(l.addresses[0].to_string(), "10.0.0.1:53");
+    let l = translated(&filter("cluster: d, idle_timeout: 2s, hash_policies: [{source_ip: true}]"), "").unwrap();
+    assert_eq!(*l.udp.unwrap(), UdpProxy { cluster: "d".into(), idle_timeout: 2000, hash: UdpHash::SourceIp });
+
+    let refused = |l: amesh_model::listener::Listener| l.refuse.expect("it is refused");
+    let plain = filter("cluster: c");
+    assert!(refused(translated("", "").unwrap()).contains("needs one filter"));
+    assert!(refused(translated(&plain, ", filter_chains: [{}]").unwrap()).contains("filter_chains"));
+    assert!(refused(translated(&plain.replace("cluster: c", "cluster: c, session_filters: [{name: f}]"), "").unwrap())
+        .contains("session_filters"));
+    for (fields, field) in [
+        ("cluster: \"\"", "cluster"),
+        ("idle_timeout: 1s", "route_specifier"),
+        ("cluster: c, hash_policies: [{}]", "hash_policies[0]"),
+        ("matcher: {}", "matcher.on_no_match.action"),
+    ] {
+        let e = translated(&filter(fields), "").unwrap_err();
+        assert_eq!(e.field, format!("listener_filters[0].typed_config.{field}"), "{fields}");
+    }
 }
 
 #[test]

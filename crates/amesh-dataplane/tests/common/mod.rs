@@ -271,6 +271,7 @@ pub fn listener(filter_chains: Vec<FilterChain>) -> Listener {
         continue_on_listener_filters_timeout: true,
         filter_chains,
         default_filter_chain: None,
+        udp: None,
         refuse: None,
     }
 }

@@ -3,9 +3,9 @@
 use super::chain::{filter_chain, no_two_match_alike};
 use super::notes::ignored;
 use super::value::{address, bool_or, enumeration, millis, type_name, Place};
-use super::{Invalid, Notes};
+use super::{udp, Invalid, Notes};
 use amesh_model::address::{Address, Ip};
-use amesh_model::listener::{Listener, ListenerIndex, PortPredicate, TrafficDirection};
+use amesh_model::listener::{Listener, ListenerIndex, PortPredicate, TrafficDirection, UDP_KEY};
 use envoy_types::pb::envoy::config::{core::v3 as core, listener::v3 as pb};
 use std::collections::BTreeMap;
 
@@ -73,6 +73,7 @@ pub fn listener(l: &pb::Listener, notes: &mut Notes) -> Result<TranslatedListene
         return Err(notes.invalid("name", "is empty"));
     }
 
+    let of_udp = udp::is_udp(main_address);
     // A listener whose connections cannot be told apart, or that is no TCP listener, takes none.
     let mut refuse = None;
     let mut no = |notes: &mut Notes, set: bool, field: &str| {
@@ -82,24 +83,39 @@ pub fn listener(l: &pb::Listener, notes: &mut Notes) -> Result<TranslatedListene
     };
     no(notes, fcds_config.is_some(), "fcds_config");
     no(notes, filter_chain_matcher.is_some(), "filter_chain_matcher");
-    no(notes, udp_listener_config.is_some(), "udp_listener_config");
+    no(notes, udp_listener_config.as_ref().is_some_and(|u| !of_udp || u.quic_options.is_some()), "udp_listener_config");
     no(notes, api_listener.is_some(), "api_listener");
     no(notes, listener_specifier.is_some(), "internal_listener");
 
     let mut addresses = Vec::new();
     if main_address.is_some() || refuse.is_none() {
-        addresses.extend(listener_address(main_address, &mut refuse, notes)?);
+        let plain = of_udp.then(|| udp::without_protocol(main_address));
+        addresses.extend(listener_address(plain.as_ref().unwrap_or(main_address), &mut refuse, notes)?);
     }
     for (i, a) in additional_addresses.iter().enumerate() {
         let pb::AdditionalAddress { address, socket_options, tcp_keepalive } = a;
         notes.each("additional_addresses", i, |notes| {
             ignored!(notes, "sockets are opened as nginx's `listen` says"; socket_options, tcp_keepalive);
-            addresses.extend(listener_address(address, &mut refuse, notes)?);
+            let plain = of_udp.then(|| udp::without_protocol(address));
+            addresses.extend(listener_address(plain.as_ref().unwrap_or(address), &mut refuse, notes)?);
             Ok(())
         })?;
     }
-    let sniff = sniffers(listener_filters, &mut refuse, notes)?;
-    if filter_chains.is_empty() && default_filter_chain.is_none() && refuse.is_none() {
+    let mut of_udp_proxy = None;
+    let sniff = match of_udp {
+        false => sniffers(listener_filters, &mut refuse, notes)?,
+        true => {
+            match udp::proxy(listener_filters, notes)? {
+                Ok(proxy) => of_udp_proxy = Some(proxy),
+                Err(reason) => refuse = refuse.or(Some(reason)),
+            }
+            if !filter_chains.is_empty() || default_filter_chain.is_some() {
+                refuse = Some(notes.refused("filter_chains", "are not supported for UDP"));
+            }
+            Sniffers::default()
+        }
+    };
+    if filter_chains.is_empty() && default_filter_chain.is_none() && refuse.is_none() && !of_udp {
         return Err(notes.invalid("filter_chains", "is empty, and there is no default_filter_chain"));
     }
     let mut tables = BTreeMap::new();
@@ -127,6 +143,7 @@ pub fn listener(l: &pb::Listener, notes: &mut Notes) -> Result<TranslatedListene
         continue_on_listener_filters_timeout: *continue_on_listener_filters_timeout,
         filter_chains: chains,
         default_filter_chain: default,
+        udp: of_udp_proxy,
         refuse,
     };
     Ok(TranslatedListener { listener, tables })
@@ -275,6 +292,7 @@ pub struct ListenerAddresses {
     direction: TrafficDirection,
     bind_to_port: bool,
     use_original_dst: bool,
+    udp: bool,
 }
 
 impl From<&Listener> for ListenerAddresses {
@@ -285,6 +303,7 @@ impl From<&Listener> for ListenerAddresses {
             direction: l.traffic_direction,
             bind_to_port: l.bind_to_port,
             use_original_dst: l.use_original_dst,
+            udp: l.udp.is_some(),
         }
     }
 }
@@ -316,7 +335,8 @@ pub fn listener_index<'a>(
             // Bound ones too: nginx's own `listen` may serve them, and Envoy hands captured connections to them.
             let listeners = if inbound { &mut index.inbound_by_address } else { &mut index.by_address };
             for a in &l.addresses {
-                listeners.entry(key(a)).or_insert_with(|| l.name.clone());
+                let prefix = if l.udp { UDP_KEY } else { "" };
+                listeners.entry(format!("{prefix}{}", key(a))).or_insert_with(|| l.name.clone());
             }
         }
     }
@@ -354,12 +374,14 @@ mod tests {
             direction,
             bind_to_port,
             use_original_dst,
+            udp: name == "udp",
         };
         use TrafficDirection::{Inbound, Outbound, Unspecified};
         let all = [
             one("virtualOutbound", 15001, Outbound, true, true),
             one("virtualInbound", 15006, Inbound, true, false),
             one("out", 80, Outbound, false, false),
+            one("udp", 80, Outbound, false, false),
             one("in", 80, Inbound, true, false),
             one("in2", 80, Inbound, true, false),
             one("any", 81, Unspecified, true, false),
@@ -367,7 +389,10 @@ mod tests {
         let (index, bound) = listener_index(&all);
         let entries =
             |list: &[(&str, &str)]| list.iter().map(|(a, n)| (a.to_string(), n.to_string())).collect::<HashMap<_, _>>();
-        assert_eq!(index.by_address, entries(&[("10.0.0.1:80", "out"), ("10.0.0.1:81", "any")]));
+        assert_eq!(
+            index.by_address,
+            entries(&[("10.0.0.1:80", "out"), ("udp/10.0.0.1:80", "udp"), ("10.0.0.1:81", "any")])
+        );
         assert_eq!(index.inbound_by_address, entries(&[("10.0.0.1:80", "in")]));
         assert_eq!((&*index.virtual_outbound, &*index.virtual_inbound), ("virtualOutbound", "virtualInbound"));
         assert_eq!(bound.iter().map(|b| (&*b.name, b.inbound)).collect::<Vec<_>>().len(), 5);
