@@ -3,7 +3,7 @@
 --   hosts N  GET / of v0.mesh.test ... v(N-1).mesh.test, spread
 --   last N   GET /rN-1/ of v0.mesh.test
 --   regex N  GET /api/v2/item-N-1/some/more of v0.mesh.test
--- Prints "requests R errors E" at the end; E counts everything but 200.
+-- Prints "p99 US" and "requests R errors E" at the end; E counts everything but 200.
 
 local requests = {}
 
@@ -30,7 +30,9 @@ function request()
    return requests[at + 1]
 end
 
-function done(summary)
+function done(summary, latency)
    local e = summary.errors
+   -- Microseconds.
+   print("p99 " .. latency:percentile(99))
    print("requests " .. summary.requests .. " errors " .. e.connect + e.read + e.write + e.status + e.timeout)
 end

@@ -29,32 +29,50 @@ class Load:
 
     def wrk(self, subject, load, seconds):
         """Processor seconds of a subject per 100,000 requests, over some seconds of load."""
+        found = self.measured(subject, load, seconds)
+        if found["errors"]:
+            errors, requests = found["errors"], found["requests"]
+            raise Failed(f"{subject.name}: {errors} errors in {requests} requests of {load}: {subject.words()}")
+        return found["cpu_s_per_100k"]
+
+    def measured(self, subject, load, seconds):
+        """What some seconds of load cost, and what came of it."""
         url = f"http://127.0.0.1:{subject.port}"
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", HERE / "load.lua", url, "--", *load]
-        before = subject.cpu()
+        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s"]
+        command += ["-s", HERE / "load.lua", url, "--", *load]
+        before, worker = subject.cpu(), subject.worker_cpu()
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60)
-        spent = subject.cpu() - before
+        spent, worker = subject.cpu() - before, subject.worker_cpu() - worker
         words = done.stdout.split()
         if done.returncode or "errors" not in words:
             raise Failed(f"wrk: {done.stderr or done.stdout}")
-        count, errors = int(words[-3]), int(words[-1])
-        if errors or not count:
-            raise Failed(f"{subject.name}: {errors} errors in {count} requests of {load}: {subject.words()}")
-        return spent / count * 100_000
+        count = int(words[-3])
+        if not count:
+            raise Failed(f"{subject.name}: no answer to {load}: {subject.words()}")
+        per = 100_000 / count
+        return {
+            "requests": count,
+            "errors": int(words[-1]),
+            "p99_us": float(words[-5]),
+            "cpu_s_per_100k": spent * per,
+            "worker_cpu_s_per_100k": worker * per,
+        }
 
 
 class ControlPlane:
-    """t/control-plane with one virtual host and so many clusters of ten endpoints."""
+    """t/control-plane with one virtual host and so many clusters of ten endpoints, or of another shape."""
 
     @staticmethod
     def missing():
         """Why there is none here; None if there is."""
         return subjects.build("control-plane/build.sh")[1]
 
-    def __init__(self, clusters, listener):
+    def __init__(self, clusters, listener, shape=None):
         program, _ = subjects.build("control-plane/build.sh")
         self.port, self.control = free_ports(2)
-        command = [program, "-clusters", clusters, "-endpoints", 10, "-vhosts", 1, "-listener", f"127.0.0.1:{listener}"]
+        shape = {"clusters": clusters, "endpoints": 10, "vhosts": 1, **(shape or {})}
+        command = [program, "-listener", f"127.0.0.1:{listener}"]
+        command += [word for flag, value in shape.items() for word in (f"-{flag}", value)]
         command += ["-listen", f"127.0.0.1:{self.port}", "-control", f"127.0.0.1:{self.control}"]
         self.process = Process("control-plane", list(map(str, command)), Directory(), self.control)
         until(lambda: get(self.control)[0] == 400, "the start of the control plane")

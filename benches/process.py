@@ -98,6 +98,13 @@ class Process:
                 total += (int(fields[11]) + int(fields[12])) / TICKS
         return total
 
+    def worker_cpu(self):
+        """The same of the one worker alone: of nginx the last process, of Envoy a thread."""
+        last = self.pids()[-1]
+        tasks = [pathlib.Path(f"/proc/{last}/task/{task}") for task in os.listdir(f"/proc/{last}/task")]
+        workers = [task for task in tasks if (task / "comm").read_text().startswith("wrk:")] or tasks
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in workers) / 1e9
+
     def memory(self):
         """MB: `pss` of all its processes (a page that several share counts once), `private` of the worker."""
         sizes = [self._rollup(pid) for pid in self.pids()]

@@ -38,7 +38,7 @@ func (c *Commands) Do(line string) Answer {
 
 func (c *Commands) dispatch(name string, args []string) (Answer, error) {
 	want := map[string][2]int{
-		"weight": {3, 3}, "endpoint": {1, 2}, "assign": {2, 1 << 16}, "storm": {1, 1}, "replace": {0, 0}, "add": {1, 1},
+		"weight": {3, 3}, "endpoint": {1, 2}, "assign": {2, 1 << 16}, "storm": {1, 1}, "replace": {0, 0}, "rotate": {0, 0}, "add": {1, 1},
 		"remove": {1, 1}, "bad": {2, 2}, "good": {2, 2}, "drop": {0, 0}, "count": {0, 0}, "quit": {0, 0},
 	}
 	n, known := want[name]
@@ -69,6 +69,8 @@ func (c *Commands) dispatch(name string, args []string) (Answer, error) {
 			return nil, err
 		}
 		return nil, c.mesh.Storm(times)
+	case "rotate":
+		return nil, c.mesh.Rotate()
 	case "replace":
 		return nil, c.mesh.Replace()
 	case "add":

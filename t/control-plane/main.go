@@ -18,6 +18,7 @@
 //	endpoint NAME [ADDR]   the first endpoint of cluster NAME becomes ADDR (default: an address never used before)
 //	assign NAME ADDR...    the endpoints of cluster NAME become these
 //	storm N                N times "endpoint" as fast as possible, over all clusters in turn
+//	rotate                 every cluster gets the next addresses of -upstreams
 //	replace                every resource gets new content
 //	add NAME               a cluster, its endpoints and a virtual host (domain NAME.mesh.test)
 //	remove NAME            takes them away

@@ -50,6 +50,8 @@ type Mesh struct {
 	made int
 	// Grows with every "replace".
 	round int
+	// Grows with every "rotate".
+	turn int
 }
 
 // NewMesh makes a mesh of a shape.
@@ -323,6 +325,21 @@ func (m *Mesh) Storm(n int) error {
 		}
 	}
 	return nil
+}
+
+// Rotate gives the endpoints of every cluster other addresses at once, the next ones of those that are known.
+func (m *Mesh) Rotate() error {
+	m.turn++
+	assignments := map[string]types.Resource{}
+	for i := range m.shape.Clusters {
+		name := "c" + strconv.Itoa(i)
+		next, err := m.assignment(name, m.addresses(i+m.turn))
+		if err != nil {
+			return err
+		}
+		m.held[resource.EndpointType][name], assignments[name] = next, next
+	}
+	return m.caches[resource.EndpointType].UpdateResources(assignments, nil)
 }
 
 // Weight splits the last route of a virtual host between its cluster and the next one.
