@@ -1,5 +1,6 @@
 # make            builds build/ngx_amesh_module.so for the nginx that is installed, and build/libxds.so for Apache APISIX
 # make run        starts a demo mesh with it
+# make run-lua    the same with Lua routing and balancing, on OpenResty or an nginx with its Lua module
 # make test       passes every suite
 # make yard       real istiod, captured traffic, judged by what real Envoy answered
 # make test-envoy the same configuration and requests for real Envoy and for nginx; nothing but what is listed differs
@@ -49,7 +50,7 @@ LUA_MODULES   ?= $(wildcard $(addprefix /usr/lib/nginx/modules/,ndk_http_module.
 unexport NGINX
 
 .PHONY: all deps tree module libxds vendored-tree vendored test lint deny unit loom suites suites-vendored processes \
-        processes-vendored run yard \
+        processes-vendored run run-lua yard \
         test-envoy bench bench-etcd ctl install clean
 
 all: module libxds
@@ -129,10 +130,10 @@ $(BUILD)/venv/.done: t/requirements.txt
 	@touch $@
 
 # Without a module from "make", the one that builds faster does.
-run: deps
+run run-lua: deps
 	@[ -f $(BUILD)/ngx_amesh_module.so ] || $(MAKE) module PROFILE=test-module
 	@MODULE=$(firstword $(wildcard $(BUILD)/ngx_amesh_module.so) $(FOR_TESTS)/ngx_amesh_module.so) NGINX=$(NGINX) \
-	  nginx-conf/demo/run.sh
+	  nginx-conf/demo/run.sh $(subst run,,$(subst run-,,$@))
 
 yard:
 	$(MAKE) module PROFILE=test-module

@@ -2,7 +2,7 @@
 
 use crate::http::reply::Flags;
 use crate::nginx::{self, pool_str};
-use crate::original_dst::to_sockaddr;
+use crate::original_dst::{from_sockaddr, to_sockaddr};
 use crate::zone::{self, Worker};
 use amesh_dataplane::lb::{self, NoEndpoint, PickContext};
 use amesh_dataplane::outlier::Rules;
@@ -43,6 +43,8 @@ pub enum Unit {
     Request,
     /// A connection that is proxied as such.
     Connection,
+    /// Nothing: it is only asked which endpoint would be next.
+    Question,
 }
 
 /// Why nothing was picked.
@@ -144,6 +146,24 @@ impl Picked {
             )
         };
         pool_str(pool, &buffer[..n])
+    }
+
+    /// As [`Picked::text`], and the address without the port: `ip`, or `unix:` and the path.
+    pub fn names(&self) -> (String, String) {
+        match from_sockaddr(&self.sockaddr) {
+            Some(addr) => (addr.to_string(), addr.ip().to_string()),
+            None => {
+                let path = self.bytes().get(std::mem::offset_of!(libc::sockaddr_un, sun_path)..).unwrap_or_default();
+                let path = path.split(|b| *b == 0).next().unwrap_or_default();
+                let name = ["unix:", &String::from_utf8_lossy(path)].concat();
+                (name.clone(), name)
+            }
+        }
+    }
+
+    /// Its port; 0 for a socket that has none.
+    pub fn port(&self) -> u16 {
+        from_sockaddr(&self.sockaddr).map_or(0, |addr| addr.port())
     }
 
     /// Hash of the address, good enough to stand for it: no two addresses of a mesh share theirs.
@@ -348,7 +368,7 @@ fn has_room(pin: &zone::Pin<'_>, c: &ArchivedCluster, upstream: &Upstream<'_>) -
     }
     let Some(used) = Used::of(pin, c, upstream.high_priority) else { return true };
     match upstream.unit {
-        Unit::Request => used.limits.allows_request(used.requests),
+        Unit::Request | Unit::Question => used.limits.allows_request(used.requests),
         Unit::Connection => used.limits.allows_connection(used.connections),
     }
 }
@@ -414,6 +434,7 @@ fn picked(
         Unit::Request if is_limited(c) || c.outlier_detection.is_some() || c.health_check.is_some() => {
             pin.acquire(cluster_cell)
         }
+        Unit::Question => None,
         Unit::Request | Unit::Connection => {
             if let Some(cell) = pin.cell(cluster_cell) {
                 cell.rq_total.fetch_add(1, Ordering::Relaxed);
@@ -439,7 +460,7 @@ fn picked(
             ArchivedUpstreamProtocol::UseDownstream => Protocol::AsTheClient,
         },
         bind: c.bind.iter().map(IpAddr::from).find(|ip| ip.is_ipv4() == v4),
-        held: pin.acquire(cell),
+        held: (unit != Unit::Question).then(|| pin.acquire(cell)).flatten(),
         held_cluster,
         held_high: held_high.and_then(|high| pin.acquire(high.cell.to_native())),
         outlier: c.outlier_detection.as_ref().map(|o| Rules::from(&**o)),

@@ -1,6 +1,6 @@
 //! The zone: one shared memory of nginx, written by the xDS thread, read by every worker.
 
-use crate::conf::MainConf;
+use crate::conf::{self, MainConf};
 use crate::nginx::{self, CONF_ERROR, CONF_OK, ERROR, OK};
 use crate::{master, settings};
 use amesh_dataplane::lb::{Cells, RuntimeHealth};
@@ -242,7 +242,18 @@ pub struct Pin<'a> {
 }
 
 /// The zone that this process reads, for threads of it that are not nginx's.
-static OPENED: Mutex<Option<Region>> = Mutex::new(None);
+static OPENED: Mutex<Opened> = Mutex::new(Opened::NotYet);
+
+/// What a process has to do with the zone.
+#[derive(Clone, Copy)]
+enum Opened {
+    /// nginx has not come to this module's `init_process`.
+    NotYet,
+    /// It reads it.
+    Open(Region),
+    /// It ends.
+    Closed,
+}
 
 thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
@@ -260,19 +271,46 @@ pub fn with_thread<T>(f: impl FnOnce(&mut Worker) -> T) -> Option<T> {
     WORKER.with(|worker| {
         let mut worker = worker.try_borrow_mut().ok()?;
         if worker.is_none() {
-            *worker = (*OPENED.lock()).and_then(|region| Worker::open(region).ok());
+            let opened = *OPENED.lock();
+            *worker = match opened {
+                Opened::Open(region) => Worker::open(region).ok(),
+                Opened::NotYet => open_early(),
+                Opened::Closed => None,
+            };
         }
         worker.as_mut().map(f)
     })
 }
 
+/// Opens the zone for another module's `init_process`, which nginx calls before this one's (`init_worker_by_lua`).
+fn open_early() -> Option<Worker> {
+    // SAFETY: plain numbers of nginx; in its main thread, the cycle is there as long as it runs.
+    unsafe {
+        let reads = !matches!(ffi::ngx_process as u32, ffi::NGX_PROCESS_MASTER | ffi::NGX_PROCESS_SIGNALLER);
+        if !reads || libc::gettid() != libc::getpid() || ffi::ngx_cycle.is_null() {
+            return None;
+        }
+        let region = region(conf::main_conf(ffi::ngx_cycle)?)?;
+        let worker = Worker::open(region).ok()?;
+        *OPENED.lock() = Opened::Open(region);
+        Some(worker)
+    }
+}
+
+/// The zone of a configuration, initialised by init_zone.
+unsafe fn region(conf: &MainConf) -> Option<Region> {
+    // SAFETY: promised by the caller.
+    unsafe { conf.shm_zone.as_ref()?.data.cast::<Mapped>().as_ref().map(|mapped| mapped.region) }
+}
+
 /// Opens the zone for this process (`init_process`).
 pub fn open_worker(_: *mut ngx_cycle_t, conf: &MainConf) -> ngx_int_t {
+    if WORKER.with_borrow(|worker| worker.is_some()) {
+        return OK;
+    }
     // SAFETY: the zone of this cycle, initialised by init_zone.
-    let opened = unsafe {
-        let Some(mapped) = conf.shm_zone.as_ref().and_then(|z| z.data.cast::<Mapped>().as_ref()) else { return OK };
-        Worker::open(mapped.region).inspect(|_| *OPENED.lock() = Some(mapped.region))
-    };
+    let Some(region) = (unsafe { region(conf) }) else { return OK };
+    let opened = Worker::open(region).inspect(|_| *OPENED.lock() = Opened::Open(region));
     match opened {
         Ok(worker) => {
             WORKER.set(Some(worker));
@@ -293,7 +331,7 @@ pub fn open_worker(_: *mut ngx_cycle_t, conf: &MainConf) -> ngx_int_t {
 
 /// Gives the worker's place in the zone back (`exit_process`).
 pub fn close_worker() {
-    *OPENED.lock() = None;
+    *OPENED.lock() = Opened::Closed;
     WORKER.set(None);
 }
 

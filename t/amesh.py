@@ -19,6 +19,8 @@ MODULE = pathlib.Path(os.environ.get("MODULE", TOP / "build/ngx_amesh_module.so"
 # A full path: nginx executes it again for an upgrade.
 # The variable is taken away: to nginx it means sockets that it inherits.
 NGINX = shutil.which(os.environ.pop("NGINX", "nginx")) or "nginx"
+# nginx's Lua module and what it needs.
+LUA = [pathlib.Path(f"/usr/lib/nginx/modules/{name}.so") for name in ("ndk_http_module", "ngx_http_lua_module")]
 STREAM = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -88,7 +90,7 @@ load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{endpoints
 class Nginx:
     """nginx in a directory of its own: a mesh listener on `port`, the status on `status`, backends that say their port."""
 
-    def __init__(self, amesh=None, daemon=False, master=True, workers=1, zone="4m", stream="", http="", prefix=()):
+    def __init__(self, amesh=None, daemon=False, master=True, workers=1, zone="4m", stream="", http="", prefix=(), lua=False):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="amesh-test-"))
         self.dir.chmod(0o755)
         self.xds = self.dir / "xds"
@@ -100,7 +102,7 @@ class Nginx:
         self.port, self.status, self.a, self.b = (free_port() for _ in range(4))
         self.zone, self.daemon, self.master, self.workers = zone, daemon, master, workers
         self.amesh = amesh if amesh is not None else f"server file:{self.xds};"
-        self.stream, self.http, self.prefix = stream, http, list(prefix)
+        self.stream, self.http, self.prefix, self.lua = stream, http, list(prefix), lua
         self.process = None
 
     def put(self, file, *documents):
@@ -118,6 +120,8 @@ class Nginx:
 
     def write_conf(self, amesh=True):
         load = f"load_module {STREAM};\n" if STREAM.exists() and "--with-stream=dynamic" in version() else ""
+        load += "".join(f"load_module {module};\n" for module in LUA if self.lua)
+        library = f"lua_package_path '{TOP}/lualib/?.lua;;';" if self.lua else ""
         mesh = f"amesh {{ zone mesh {self.zone}; {self.amesh} }}" if amesh else ""
         served = f"server {{ listen 127.0.0.1:{self.port}; amesh outbound; include amesh/server.conf; }}" if amesh else ""
         inner = "include amesh/http.conf;" if amesh else ""
@@ -139,6 +143,7 @@ http {{
     client_body_temp_path {self.dir}/t1; proxy_temp_path {self.dir}/t2;
     {temp}
     {inner}
+    {library}
     {self.http if amesh else ""}
     {served}
     server {{ listen 127.0.0.1:{self.status}; {status} }}

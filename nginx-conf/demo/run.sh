@@ -3,12 +3,15 @@
 # as the data plane in front of them, told by the files in xds/ what to do.
 #   NGINX    the nginx (default nginx)
 #   MODULE   the module built for it (default build/ngx_amesh_module.so)
+# With "lua" the data plane is that of nginx-conf/openresty, for OpenResty or an nginx with its Lua module.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 nginx=${NGINX:-nginx}
 unset NGINX   # to nginx it means sockets that it inherits
 module=${MODULE:-$top/build/ngx_amesh_module.so}
+conf=$here/nginx.conf
+[ "${1-}" != lua ] || conf=$here/../openresty/nginx.conf
 run=$top/build/demo
 shown=${run#"$PWD/"}
 
@@ -23,7 +26,17 @@ done
 rm -rf "$run"
 mkdir -p "$run/logs"
 cp -r "$here"/{xds,services.conf,temp.conf} "$here/../amesh" "$run/"
-{ echo "load_module \"$(realpath "$module")\";"; cat "$here/nginx.conf"; } >"$run/nginx.conf"
+{
+  if [ "${1-}" = lua ]; then
+    # OpenResty has them built in.
+    for lua in /usr/lib/nginx/modules/{ndk_http_module,ngx_http_lua_module}.so; do
+      case $("$nginx" -v 2>&1) in *openresty*) ;; *) echo "load_module $lua;" ;; esac
+    done
+    echo "lua_package_path '$top/lualib/?.lua;;';" >"$run/lua.conf"
+  fi
+  echo "load_module \"$(realpath "$module")\";"
+  cat "$conf"
+} >"$run/nginx.conf"
 
 pids=()
 finish() {
@@ -45,7 +58,27 @@ for _ in $(seq 100); do
 done
 answers || { tail -n 20 "$run"/logs/{services,error}.log >&2; fail "nothing answers on 127.0.0.1:8080"; }
 
-cat <<END
+if [ "${1-}" = lua ]; then
+  cat <<END
+
+The mesh is up, and Lua routes and balances. In another terminal:
+
+  requests that Lua has sent where the mesh says
+    curl http://127.0.0.1:8080/
+    curl http://127.0.0.1:8080/ratings/7
+
+  what would become of a request, and what the mesh has
+    curl 'http://127.0.0.1:8080/lua/why?path=/ratings/7'
+    curl http://127.0.0.1:8080/lua/clusters
+
+  a change, and what the worker says of it: no reload, no restart
+    sed -i 's/weight: 90/weight: 50/; s/weight: 10\b/weight: 50/' $shown/xds/routes.yaml
+    tail $shown/logs/error.log
+
+Ctrl-C ends it.
+END
+else
+  cat <<END
 
 The mesh is up. In another terminal:
 
@@ -65,6 +98,7 @@ The mesh is up. In another terminal:
 
 Ctrl-C ends it.
 END
+fi
 wait -n "${pids[@]}" || true
 tail -n 20 "$run"/logs/{services,error}.log >&2
 fail "an nginx ended"

@@ -2,6 +2,10 @@
 //!
 //! Every function runs within the guard, pins the zone for itself alone, and writes into memory of its caller.
 
+mod balancer;
+mod cluster;
+mod decide;
+mod room;
 mod slots;
 
 use crate::guard::guard;
@@ -14,12 +18,13 @@ mod header {
     include!(concat!(env!("OUT_DIR"), "/abi.rs"));
 }
 
-const OK: c_int = header::AMESH_OK as c_int;
-const NOT_FOUND: c_int = header::AMESH_NOT_FOUND as c_int;
-const NO_ROOM: c_int = header::AMESH_NO_ROOM as c_int;
-const NO_ZONE: c_int = header::AMESH_NO_ZONE as c_int;
-const BAD_ARGUMENT: c_int = header::AMESH_BAD_ARGUMENT as c_int;
-const FAILED: c_int = header::AMESH_FAILED as c_int;
+const OK: c_int = header::AMESH_OK;
+const NOT_FOUND: c_int = header::AMESH_NOT_FOUND;
+const NO_ROOM: c_int = header::AMESH_NO_ROOM;
+const NO_ZONE: c_int = header::AMESH_NO_ZONE;
+const BAD_ARGUMENT: c_int = header::AMESH_BAD_ARGUMENT;
+const NO_REQUEST: c_int = header::AMESH_NO_REQUEST;
+const FAILED: c_int = header::AMESH_FAILED;
 
 /// Two functions of one type: the one declared in the header, the other defined here.
 macro_rules! as_declared {
@@ -43,6 +48,11 @@ as_declared! {
     amesh_slot_list(_, _, _, _, _) in slots;
     amesh_slot_version(_, _, _, _) in slots;
     amesh_slot_copy(_, _, _, _, _, _, _) in slots;
+    amesh_slot_msgpack(_, _, _, _, _, _, _) in slots;
+    amesh_cluster_state(_, _, _, _, _, _) in cluster;
+    amesh_balancer_pick(_, _, _, _) in balancer;
+    amesh_decide(_, _, _, _, _, _) in decide;
+    amesh_route(_, _, _, _, _, _) in decide;
 }
 
 /// What went wrong, as it is returned.
@@ -50,7 +60,12 @@ enum Failure {
     NotFound,
     NoRoom,
     NoZone,
+    NoRequest,
     BadArgument,
+    /// No endpoint, for this reason.
+    NoPeer(c_int),
+    /// Memory is out.
+    Memory,
 }
 
 impl Failure {
@@ -59,7 +74,10 @@ impl Failure {
             Failure::NotFound => NOT_FOUND,
             Failure::NoRoom => NO_ROOM,
             Failure::NoZone => NO_ZONE,
+            Failure::NoRequest => NO_REQUEST,
             Failure::BadArgument => BAD_ARGUMENT,
+            Failure::NoPeer(code) => *code,
+            Failure::Memory => FAILED,
         }
     }
 }

@@ -1,8 +1,15 @@
 //! Slots by kind and name, as they are archived.
 
 use super::{header, place, read, room, text, Failure};
-use crate::zone::Pin;
+use crate::zone::{self, Pin};
+use amesh_model::cluster::Cluster;
+use amesh_model::endpoint::EndpointSet;
+use amesh_model::listener::{Listener, ListenerIndex};
+use amesh_model::route::RouteTable;
 use amesh_model::Kind;
+use rkyv::api::high::HighDeserializer;
+use rkyv::rancor::Error as ArchiveError;
+use rmp_serde::config::BytesMode;
 use std::os::raw::{c_char, c_int, c_void};
 
 type Entry = header::amesh_slot_entry_t;
@@ -117,4 +124,54 @@ fn copy(
     }
     buffer.get_mut(..slot.bytes.len()).ok_or(Failure::NoRoom)?.copy_from_slice(slot.bytes);
     Ok(())
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header says.
+#[no_mangle]
+pub unsafe extern "C" fn amesh_slot_msgpack(
+    number: u32,
+    name: *const c_char,
+    name_len: usize,
+    buffer: *mut c_void,
+    capacity: usize,
+    size: *mut usize,
+    version: *mut u64,
+) -> c_int {
+    read("amesh_slot_msgpack", |worker| {
+        // SAFETY: promised by the caller.
+        let (name, buffer, size, version) =
+            unsafe { (text(name, name_len)?, room(buffer.cast(), capacity)?, place(size)?, version.as_mut()) };
+        let (pin, _) = worker.pin();
+        let kind = kind(number)?;
+        let slot = pin.slot(kind, name).ok_or(Failure::NotFound)?;
+        let packed = match kind {
+            Kind::Listener => packed::<_, Listener>(pin.listener(name)),
+            Kind::RouteTable => packed::<_, RouteTable>(pin.route_table(name)),
+            Kind::Cluster => packed::<_, Cluster>(pin.cluster(zone::hash(kind, name.as_bytes()), name)),
+            Kind::EndpointSet => packed::<_, EndpointSet>(pin.endpoint_set(name)),
+            Kind::ListenerIndex => packed::<_, ListenerIndex>(pin.listener_index()),
+        }?;
+        *size = packed.len();
+        if let Some(version) = version {
+            *version = slot.version;
+        }
+        buffer.get_mut(..packed.len()).ok_or(Failure::NoRoom)?.copy_from_slice(&packed);
+        Ok(())
+    })
+}
+
+/// A resource as MessagePack.
+fn packed<A, T>(archived: Option<&A>) -> Result<Vec<u8>, Failure>
+where
+    A: rkyv::Deserialize<T, HighDeserializer<ArchiveError>>,
+    T: serde::Serialize,
+{
+    let owned: T = rkyv::deserialize(archived.ok_or(Failure::NotFound)?).map_err(|_: ArchiveError| Failure::Memory)?;
+    let mut out = Vec::new();
+    let mut to = rmp_serde::Serializer::new(&mut out).with_struct_map().with_bytes(BytesMode::ForceIterables);
+    owned.serialize(&mut to).map_err(|_| Failure::Memory)?;
+    Ok(out)
 }

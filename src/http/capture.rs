@@ -7,7 +7,7 @@ use amesh_dataplane::listener::{ConnectionInfo, Direction, Transport};
 use ngx::ffi::{self, ngx_connection_t, ngx_listening_t, ngx_pool_t, ngx_str_t};
 use std::ffi::c_void;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A captured connection. Lives in its connection's pool; the front door makes it, or the first request.
 pub struct Captured {
@@ -34,6 +34,12 @@ pub struct Captured {
 }
 
 impl Captured {
+    /// The same again, for a question: what becomes of it changes nothing here.
+    pub fn again(&self) -> Captured {
+        let tokens = AtomicU64::new(self.tokens.load(Ordering::Relaxed));
+        Captured { tokens, ..*self }
+    }
+
     /// What the match of a filter chain looks at.
     pub fn with_info<T>(&self, f: impl FnOnce(&ConnectionInfo<'_>) -> T) -> T {
         // SAFETY: both texts live in the connection's pool, as this does.

@@ -13,7 +13,7 @@ use amesh_dataplane::route::Decision;
 use amesh_dataplane::{cors, fault};
 use amesh_model::filter::{ArchivedCors, ArchivedFault, ArchivedHttpFilter, ArchivedLocalRateLimit};
 use amesh_model::matcher::ArchivedFraction;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the filters work with.
 pub struct Chain<'a, 'p> {
@@ -139,6 +139,9 @@ impl Chain<'_, '_> {
             Tokens::Connection(_) => Some(&self.seen.captured.tokens),
             Tokens::Cell(cell) => self.pin.cell(cell).map(|cell| cell.bucket()),
         };
+        // Who only asks takes no token.
+        let copy = AtomicU64::new(state.map_or(0, |state| state.load(Ordering::Relaxed)));
+        let state = if ctx.asked { state.map(|_| &copy) } else { state };
         // A cell that is not there says nothing.
         let Some(state) = state.filter(|state| !rate.bucket.take(state, now)) else { return Some(()) };
         // SAFETY: promised by the caller.

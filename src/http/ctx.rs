@@ -1,6 +1,7 @@
 //! What is known of one request.
 
 use super::filter;
+use super::peer::Peer;
 use super::redirect::Redirects;
 use super::reply::Flags;
 use super::retry::Wanted;
@@ -135,6 +136,10 @@ pub struct Ctx {
     pub per_try_idle_timeout: u64,
     /// `server` and its like were decided: the request met a connection manager.
     pub managed: bool,
+    /// What its upstream holds, null before there is one.
+    pub peer: *mut Peer,
+    /// The request is only asked about: nothing counts it.
+    pub asked: bool,
 }
 
 /// An answer of ours.
@@ -169,7 +174,7 @@ impl Ctx {
             cluster,
             hash: self.cluster_hash,
             original_dst: self.original_dst,
-            unit: Unit::Request,
+            unit: if self.asked { Unit::Question } else { Unit::Request },
             high_priority: self.high_priority,
         }
     }
@@ -206,6 +211,16 @@ impl Ctx {
         self.flags = self.flags.with(flags);
         self.reply.status = status;
         self.reply.body = nginx::str_of(body);
+    }
+
+    /// Whether it was decided what becomes of the request.
+    pub fn is_decided(&self) -> bool {
+        self.stage != Stage::Done || self.reply.status != 0 || self.managed
+    }
+
+    /// That of a request that is only asked about.
+    pub const fn of_question() -> Ctx {
+        Ctx { asked: true, ..Ctx::new() }
     }
 
     const fn new() -> Ctx {
@@ -261,6 +276,8 @@ impl Ctx {
             timed_out_before: false,
             per_try_idle_timeout: 0,
             managed: false,
+            peer: std::ptr::null_mut(),
+            asked: false,
         }
     }
 }

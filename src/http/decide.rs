@@ -19,7 +19,7 @@ use super::{srv_conf, Mode};
 use crate::guard::guard;
 use crate::lb::{self, Protocol, Reason};
 use crate::nginx::{self, pool_str, AGAIN, DECLINED, EMPTY, ERROR, OK};
-use crate::zone::{self, Worker};
+use crate::zone;
 use amesh_dataplane::header::Levels;
 use amesh_dataplane::listener::{self, Direction};
 use amesh_dataplane::path::{self, PathError};
@@ -44,16 +44,18 @@ pub extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     guard("the route decision", INTERNAL_SERVER_ERROR, || {
         // SAFETY: nginx hands in a live request.
         unsafe {
+            if r != (*r).main {
+                return DECLINED;
+            }
+            let decided = ctx(r);
             let direction = match srv_conf(r).mode {
                 m if m == Mode::Outbound as u8 => Some(Direction::Outbound),
                 m if m == Mode::Inbound as u8 => Some(Direction::Inbound),
                 m if m == Mode::Internal as u8 => None,
-                _ => return DECLINED,
+                // Lua may have had it decided in an earlier phase.
+                _ => return decided.filter(|ctx| ctx.is_decided()).map_or(DECLINED, |ctx| advance(r, ctx)),
             };
-            if r != (*r).main {
-                return DECLINED;
-            }
-            if let Some(ctx) = ctx(r) {
+            if let Some(ctx) = decided {
                 return advance(r, ctx);
             }
             if (*r).http_version < ffi::NGX_HTTP_VERSION_10 as ngx_uint_t {
@@ -63,19 +65,33 @@ pub extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t {
             if zone::wait_for_ready((*r).start_sec) {
                 return wait(r);
             }
-            let Some(ctx) = ctx_or_new(r) else { return ERROR };
-            let ctx = &mut *ctx;
-            if (*r).internal() != 0 {
-                redirect::resume(r, ctx);
-            }
-            let Some(captured) = captured(r, direction) else { return ffi::NGX_HTTP_CLOSE as ngx_int_t };
-            let decided = zone::with_worker(|worker| decide(worker, r, ctx, &mut *captured));
-            match decided.flatten() {
-                Some(()) => advance(r, ctx),
-                None => INTERNAL_SERVER_ERROR,
+            match enter(r, direction) {
+                Ok(ctx) => advance(r, ctx),
+                Err(status) => status,
             }
         }
     })
+}
+
+/// Decides a live request, which then goes through its stages when it comes to this phase. `direction`: where the front
+/// door has not seen the connection; `None`: such a connection is refused. An error is what a phase handler returns.
+///
+/// # Safety
+/// `r` must be a live request that is not yet on its way upstream, and has not been decided.
+pub unsafe fn enter<'a>(r: *mut ngx_http_request_t, direction: Option<Direction>) -> Result<&'a mut Ctx, ngx_int_t> {
+    // SAFETY: promised by the caller; context and connection live as long as the request.
+    unsafe {
+        let ctx = &mut *ctx_or_new(r).ok_or(ERROR)?;
+        if (*r).internal() != 0 {
+            redirect::resume(r, ctx);
+        }
+        let captured = captured(r, direction).ok_or(ffi::NGX_HTTP_CLOSE as ngx_int_t)?;
+        let decided = zone::with_worker(|worker| {
+            let (pin, tools) = worker.pin();
+            decide(&pin, tools, r, ctx, &mut *captured)
+        });
+        decided.flatten().map(|()| ctx).ok_or(INTERNAL_SERVER_ERROR)
+    }
 }
 
 /// Takes a decided request through its stages.
@@ -83,8 +99,9 @@ unsafe fn advance(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> ngx_int_t {
     // SAFETY: the request is live, and in this phase.
     unsafe {
         if ctx.stage == Stage::Delay {
-            if std::mem::take(&mut ctx.delay) > 0 {
-                return AGAIN;
+            let ms = std::mem::take(&mut ctx.delay);
+            if ms > 0 {
+                return delay(r, ms).map_or(INTERNAL_SERVER_ERROR, |()| AGAIN);
             }
             ctx.stage = Stage::Pick;
         }
@@ -285,23 +302,26 @@ unsafe fn route_table<'p>(
     }
 }
 
-/// Decides a request. `None` when memory is out.
-unsafe fn decide(
-    worker: &mut Worker,
+/// Decides a request: finds its listener, and what that does with it. `None` when memory is out.
+///
+/// # Safety
+/// `r` must be a request with a connection, live or made to be asked about; `ctx` and `captured` are its own.
+pub unsafe fn decide(
+    pin: &zone::Pin<'_>,
+    tools: &mut zone::Tools,
     r: *mut ngx_http_request_t,
     ctx: &mut Ctx,
     captured: &mut Captured,
 ) -> Option<()> {
     // SAFETY: the request and its connection are live.
     unsafe {
-        let (pin, tools) = worker.pin();
         ctx.original_dst = Some(captured.destination);
         if !pin.is_ready() {
             zone::complain("every request", "no source has said anything yet");
             ctx.refuse(503, Flags::NO_ROUTE, "");
             return Some(());
         }
-        let found = find_listener(&pin, (*r).connection, captured);
+        let found = find_listener(pin, (*r).connection, captured);
         ctx.listener = captured.listener;
         let chain = found.and_then(|found| listener::filter_chain_at(found, captured.chain));
         let hcm = match chain.map(|chain| &chain.action) {
@@ -329,10 +349,28 @@ unsafe fn decide(
             ctx.refuse(500, Flags::REFUSED, "");
             return Some(());
         }
-        let Some(table) = route_table(&pin, r, hcm) else {
+        let Some(table) = route_table(pin, r, hcm) else {
             ctx.refuse(404, Flags::NO_ROUTE, "");
             return Some(());
         };
+        decide_by(pin, tools, r, ctx, captured, (hcm, table))
+    }
+}
+
+/// Decides a request that a connection manager with this route table takes. `None` when memory is out.
+///
+/// # Safety
+/// As [`decide`].
+pub unsafe fn decide_by(
+    pin: &zone::Pin<'_>,
+    tools: &mut zone::Tools,
+    r: *mut ngx_http_request_t,
+    ctx: &mut Ctx,
+    captured: &Captured,
+    (hcm, table): (&ArchivedHttpConnectionManager, &ArchivedRouteTable),
+) -> Option<()> {
+    // SAFETY: as above.
+    unsafe {
         let managed = match redirect::managed(ctx) {
             Some(managed) => managed,
             None => manager::manage(r, ctx, hcm, captured)?,
@@ -365,7 +403,7 @@ unsafe fn decide(
             ctx.host = pool_str((*r).pool, host.as_bytes())?;
         }
         let head = Head::new(r, &path, &host, managed, tools.random());
-        let facts = Facts { request: r, ctx: &*ctx, captured: Some(&*captured) };
+        let facts = Facts { request: r, ctx: &*ctx, captured: Some(captured) };
         let decision = route::decide(table, &head.with_facts(facts), tools.regexes());
         let group = decision.virtual_host().and_then(|host| route::virtual_cluster(host, &head, tools.regexes()));
         ctx.virtual_cluster = pool_str((*r).pool, group.unwrap_or_default().as_bytes())?;
@@ -380,7 +418,7 @@ unsafe fn decide(
             _ => ctx.redirects = std::ptr::null_mut(),
         }
         if !hcm.filters.is_empty() {
-            Chain { seen: &seen, head: &head, pin: &pin, tools, decision: &decision }.run(ctx)?;
+            Chain { seen: &seen, head: &head, pin, tools, decision: &decision }.run(ctx)?;
         }
         if ctx.reply.status == 0 {
             // A request to a cluster that is not there stays as it is: its headers may be quoted in the response.
@@ -391,14 +429,13 @@ unsafe fn decide(
                     ctx.cluster = EMPTY;
                     ctx.refuse(forward.action.cluster_not_found_response_code.to_native(), Flags::NO_CLUSTER, "");
                 }
-                _ => act(&seen, &head, &pin, tools, ctx, decision)?,
+                _ => act(&seen, &head, pin, tools, ctx, decision)?,
             }
         }
         if ctx.delay > 0 {
             ctx.stage = Stage::Delay;
-            delay(r, ctx.delay)?;
         } else if ctx.reply.status == 0 {
-            pick(&pin, tools, r, ctx)?;
+            pick(pin, tools, r, ctx)?;
             ctx.stage = Stage::Body;
         }
         Some(())

@@ -49,17 +49,26 @@ impl ResponseEdits {
     /// # Safety
     /// The request of `facts` must be live and its header not sent.
     pub unsafe fn apply(self, facts: &Facts<'_>) -> Option<()> {
+        let mut map = ResponseHeaders { request: facts.request, failed: false };
+        // SAFETY: promised by the caller.
+        unsafe { self.apply_to(&mut map, facts) };
+        (!map.failed).then_some(())
+    }
+
+    /// Applies them to headers that are none of a live response's.
+    ///
+    /// # Safety
+    /// The request of `facts` must be live.
+    pub unsafe fn apply_to(self, map: &mut impl HeaderMap, facts: &Facts<'_>) {
         if self.0.len == 0 {
-            return Some(());
+            return;
         }
         // SAFETY: written by keep() into the pool of this very request.
         let levels =
             unsafe { rkyv::access_unchecked::<rkyv::vec::ArchivedVec<ArchivedHeaderEdits>>(nginx::bytes(self.0)) };
-        let mut map = ResponseHeaders { request: facts.request, failed: false };
         for level in levels.iter() {
-            Levels { route: Some(level), ..Levels::default() }.edit_response(&mut map, facts);
+            Levels { route: Some(level), ..Levels::default() }.edit_response(map, facts);
         }
-        (!map.failed).then_some(())
     }
 }
 
@@ -412,7 +421,7 @@ pub unsafe fn remove_request_headers(r: *mut ngx_http_request_t, is_it: impl Fn(
 }
 
 /// `ngx_list_init`, a macro-like inline of nginx.
-unsafe fn list_init(list: &mut ffi::ngx_list_t, pool: *mut ngx_pool_t, n: usize) -> bool {
+pub(super) unsafe fn list_init(list: &mut ffi::ngx_list_t, pool: *mut ngx_pool_t, n: usize) -> bool {
     // SAFETY: the pool is the request's.
     unsafe {
         list.part.elts = ffi::ngx_palloc(pool, n * size_of::<ngx_table_elt_t>());

@@ -101,6 +101,16 @@ impl Response {
         self.change(pool, name, value, false)
     }
 
+    /// Calls `f` with the headers that filters set (`true`) or add.
+    pub fn each_added(&self, mut f: impl FnMut(&'static str, ngx_str_t, bool)) {
+        let mut added = self.added;
+        // SAFETY: the list lives in the request's pool, as this does.
+        while let Some(header) = unsafe { added.as_ref() } {
+            f(header.name, header.value, header.set);
+            added = header.next;
+        }
+    }
+
     fn change(&mut self, pool: *mut ngx_pool_t, name: &'static str, value: &str, set: bool) -> Option<()> {
         let added = Added { name, value: pool_str(pool, value.as_bytes())?, set, next: std::ptr::null_mut() };
         let place: *mut Added = nginx::pool_zeroed(pool);
@@ -219,15 +229,15 @@ unsafe fn headers_of(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         if ctx.reply.status != 0 || ctx.replaced {
             local_content_type(r, ctx);
         }
-        let mut added = ctx.response.added;
-        while let Some(header) = added.as_ref() {
-            if header.set {
-                edit::set_response_header(r, header.name, nginx::bytes(header.value))?;
-            } else {
-                reply::push_header(r, str_of(header.name), header.value)?;
-            }
-            added = header.next;
-        }
+        let mut done = Some(());
+        ctx.response.each_added(|name, value, set| {
+            let added = match set {
+                true => edit::set_response_header(r, name, nginx::bytes(value)),
+                false => reply::push_header(r, str_of(name), value).map(|_| ()),
+            };
+            done = done.and(added);
+        });
+        done?;
         if let Some(level) = ctx.response.rate.and_then(|rate| rate.level()) {
             let Level { limit, remaining, reset } = level;
             for (name, value) in [

@@ -1,6 +1,7 @@
 //! The http module: `amesh outbound|inbound|internal;` in a server, `amesh;` in an upstream, the phase handler,
 //! the filters and the variables.
 
+pub mod balanced;
 pub mod body;
 pub mod capture;
 pub mod chain;
@@ -14,12 +15,14 @@ pub mod head;
 pub mod manager;
 pub mod peer;
 pub mod pool;
+pub mod question;
 pub mod redirect;
 pub mod reply;
 pub mod retry;
 pub mod shadow;
 pub mod status;
 pub mod timer;
+pub mod tuning;
 pub mod variables;
 
 use crate::conf;

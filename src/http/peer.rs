@@ -9,6 +9,7 @@ use super::pool::{self, Key};
 use super::reply::Flags;
 use super::retry::{self, ProcessHeader};
 use super::timer::{self, Expired};
+use super::tuning::tuned;
 use super::{shadow, srv_conf_of, SrvConf};
 use crate::guard::guard;
 use crate::lb::{self, Outcome, Picked};
@@ -19,8 +20,6 @@ use ngx::ffi::{
     self, ngx_conf_t, ngx_http_request_t, ngx_http_upstream_srv_conf_t, ngx_int_t, ngx_peer_connection_t, ngx_str_t,
     ngx_uint_t,
 };
-use rustc_hash::FxHashMap;
-use std::cell::RefCell;
 use std::ffi::c_void;
 use std::os::raw::c_char;
 
@@ -64,6 +63,17 @@ pub struct Peer {
     pub reinit_request: Option<ProcessHeader>,
     local: ffi::ngx_addr_t,
     local_sockaddr: libc::sockaddr_storage,
+    /// The balancer whose peer this is behind, where it is not of this module (`balanced`).
+    pub outer: Option<Outer>,
+}
+
+/// The functions of another balancer.
+#[derive(Clone, Copy)]
+pub struct Outer {
+    /// Its `peer.get`.
+    pub get: ffi::ngx_event_get_peer_pt,
+    /// Its `peer.free`.
+    pub free: ffi::ngx_event_free_peer_pt,
 }
 
 /// The `amesh` directive of an upstream: takes over its balancing.
@@ -133,15 +143,11 @@ unsafe fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t
                 lb::end(&mut picked, Outcome::Unknown);
             }
         }
-        let peer: *mut Peer = nginx::pool_zeroed((*r).pool);
+        let peer = Peer::attach(r, &mut *ctx);
         if peer.is_null() {
             return ERROR;
         }
-        (*peer).request = r;
-        (*peer).ctx = ctx;
-        (*ctx).attempts = 0;
-        let u = (*r).upstream;
-        let pc = &mut (*u).peer;
+        let pc = &mut (*(*r).upstream).peer;
         pc.data = peer.cast();
         pc.get = Some(get_peer);
         pc.free = Some(free_peer);
@@ -149,8 +155,6 @@ unsafe fn init(r: *mut ngx_http_request_t, us: *mut ngx_http_upstream_srv_conf_t
         pc.save_session = Some(save_session);
         // The mask of causes alone says whether there is another.
         pc.tries = 1;
-        retry::watch(r, &mut *peer);
-        shadow::send(r, &mut *ctx);
         OK
     }
 }
@@ -169,51 +173,20 @@ extern "C" fn get_peer(pc: *mut ngx_peer_connection_t, data: *mut c_void) -> ngx
 unsafe fn get(pc: &mut ngx_peer_connection_t, peer: &mut Peer) -> ngx_int_t {
     // SAFETY: the request and its context outlive the peer.
     unsafe {
-        let r = peer.request;
-        let ctx = &mut *peer.ctx;
-        timer::end_try(ctx);
-        if let Some(ms) = peer.retry.take().filter(|ms| *ms > 0) {
-            peer.pausing = true;
-            // nginx calls free for what has an address alone.
-            pc.sockaddr = std::ptr::from_mut(&mut peer.picked.sockaddr).cast();
-            tuned((*r).upstream, ctx, PAUSE, true);
-            return retry::pause(r, pc, ctx, ms);
+        if let Some(rc) = peer.pause(pc) {
+            return rc;
         }
-        let picked = match ctx.picked.take() {
-            // The first try was picked with the route, so that "none" could be answered as Envoy does.
-            Some(picked) => picked,
-            None => match another(r, ctx, peer) {
-                Ok(picked) => picked,
-                Err(reason) => {
-                    ctx.flags = ctx.flags.with(reason.flags());
-                    return nginx::BUSY;
-                }
-            },
-        };
-        if (peer.tries as usize) < MAX_TRIED {
-            peer.tried[peer.tries as usize] = picked.cell;
+        match peer.begin(pc) {
+            Ok(()) => {}
+            Err(Begin::Reason(_)) => return nginx::BUSY,
+            Err(Begin::Memory) => return ERROR,
         }
-        peer.tries += 1;
-        ctx.attempts += 1;
-        peer.picked = picked;
-        if timer::begin_try(r, ctx, ctx.attempts == 1).is_none() || (ctx.attempts > 1 && again(r, ctx).is_none()) {
-            lb::end(&mut peer.picked, Outcome::Unknown);
-            return ERROR;
-        }
-        let Some(name) = peer.picked.text((*r).pool) else {
-            lb::end(&mut peer.picked, Outcome::Unknown);
-            return ERROR;
-        };
-        peer.name = name;
-        ctx.endpoint = name;
+        let (r, ctx) = (peer.request, &mut *peer.ctx);
         pc.sockaddr = std::ptr::from_mut(&mut peer.picked.sockaddr).cast();
         pc.socklen = peer.picked.socklen;
         pc.name = &mut peer.name;
         pc.set_cached(0);
         pc.connection = std::ptr::null_mut();
-        pc.local = peer.picked.bind_addr(&mut peer.local, &mut peer.local_sockaddr);
-        peer.busy = true;
-        tuned((*r).upstream, ctx, peer.picked.connect_timeout, true);
         peer.key = Key { cluster: ctx.cluster_hash, address: peer.picked.address_hash(), http2: ctx.http2 };
         // What was lost with a kept connection is not put on another one.
         let mut preface = nginx::EMPTY;
@@ -248,6 +221,98 @@ impl Peer {
     }
 }
 
+/// Why no try begins.
+pub enum Begin {
+    /// There is no endpoint for it; the request's flags say so, too.
+    Reason(lb::Reason),
+    /// Memory is out.
+    Memory,
+}
+
+impl Peer {
+    /// A peer of a request whose upstream is being set up; null when memory is out.
+    ///
+    /// # Safety
+    /// `r` must be live and have an upstream; `ctx` must be its context.
+    pub unsafe fn attach(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> *mut Peer {
+        // SAFETY: promised by the caller; all zeroes is a peer that has not tried anything.
+        unsafe {
+            let peer: *mut Peer = nginx::pool_zeroed((*r).pool);
+            if !peer.is_null() {
+                (*peer).request = r;
+                (*peer).ctx = ctx;
+                ctx.attempts = 0;
+                ctx.peer = peer;
+                retry::watch(r, &mut *peer);
+                shadow::send(r, ctx);
+            }
+            peer
+        }
+    }
+
+    /// Makes the pause before another try, if there is to be one.
+    ///
+    /// # Safety
+    /// `pc` must be that of the peer's request.
+    pub unsafe fn pause(&mut self, pc: &mut ngx_peer_connection_t) -> Option<ngx_int_t> {
+        // SAFETY: the request and its context outlive the peer.
+        unsafe {
+            let ctx = &mut *self.ctx;
+            timer::end_try(ctx);
+            let ms = self.retry.take().filter(|ms| *ms > 0)?;
+            self.pausing = true;
+            // nginx calls free for what has an address alone.
+            pc.sockaddr = std::ptr::from_mut(&mut self.picked.sockaddr).cast();
+            tuned((*self.request).upstream, ctx, PAUSE, true);
+            Some(retry::pause(self.request, pc, ctx, ms))
+        }
+    }
+
+    /// Begins a try: its endpoint is picked, counted, and named.
+    ///
+    /// # Safety
+    /// `pc` must be that of the peer's request.
+    pub unsafe fn begin(&mut self, pc: &mut ngx_peer_connection_t) -> Result<(), Begin> {
+        // SAFETY: the request and its context outlive the peer.
+        unsafe {
+            let (r, peer) = (self.request, self);
+            let ctx = &mut *peer.ctx;
+            let picked = pick(r, ctx, peer)?;
+            if (peer.tries as usize) < MAX_TRIED {
+                peer.tried[peer.tries as usize] = picked.cell;
+            }
+            peer.tries += 1;
+            ctx.attempts += 1;
+            peer.picked = picked;
+            let begun =
+                timer::begin_try(r, ctx, ctx.attempts == 1).is_some() && (ctx.attempts == 1 || again(r, ctx).is_some());
+            let name = peer.picked.text((*r).pool).filter(|_| begun);
+            let Some(name) = name else {
+                lb::end(&mut peer.picked, Outcome::Unknown);
+                return Err(Begin::Memory);
+            };
+            peer.name = name;
+            ctx.endpoint = name;
+            pc.local = peer.picked.bind_addr(&mut peer.local, &mut peer.local_sockaddr);
+            peer.busy = true;
+            tuned((*r).upstream, ctx, peer.picked.connect_timeout, true);
+            Ok(())
+        }
+    }
+}
+
+/// The endpoint of the next try.
+unsafe fn pick(r: *mut ngx_http_request_t, ctx: &mut Ctx, peer: &Peer) -> Result<Picked, Begin> {
+    // The first try was picked with the route, so that "none" could be answered as Envoy does.
+    if let Some(picked) = ctx.picked.take() {
+        return Ok(picked);
+    }
+    // SAFETY: promised by the caller: the request is live.
+    unsafe { another(r, ctx, peer) }.map_err(|reason| {
+        ctx.flags = ctx.flags.with(reason.flags());
+        Begin::Reason(reason)
+    })
+}
 extern "C" fn free_peer(pc: *mut ngx_peer_connection_t, data: *mut c_void, state: ngx_uint_t) {
     // SAFETY: nginx hands in what init put there.
     guard("the upstream peer", (), || unsafe { free(&mut *pc, &mut *data.cast::<Peer>(), state) });
@@ -256,22 +321,57 @@ extern "C" fn free_peer(pc: *mut ngx_peer_connection_t, data: *mut c_void, state
 unsafe fn free(pc: &mut ngx_peer_connection_t, peer: &mut Peer, state: ngx_uint_t) {
     // SAFETY: the request and its context outlive the peer.
     unsafe {
-        let r = peer.request;
-        let u = (*r).upstream;
-        let ctx = &mut *peer.ctx;
-        timer::end_try(ctx);
-        if std::mem::take(&mut peer.pausing) {
-            // No try: it is not to be seen in $upstream_addr and its like.
-            (*(*r).upstream_states).nelts -= 1;
-            if ctx.expired != Expired::No {
-                tuned(u, ctx, peer.picked.connect_timeout, false);
-            }
+        if !peer.end(pc, state) {
             return;
         }
-        let failed = state & ffi::NGX_PEER_FAILED as ngx_uint_t != 0;
+        let u = (*peer.request).upstream;
         let c = pc.connection;
-        if peer.busy {
-            peer.busy = false;
+        if !c.is_null() && pool::reusable(u, c, has_failed(state)) {
+            let limit = peer.picked.max_requests_per_connection;
+            let used_up = limit > 0 && (*c).requests >= limit as ngx_uint_t;
+            let left = peer.picked.time_left(c);
+            if !used_up && left != Some(0) {
+                let idle = match (peer.picked.idle_timeout, left) {
+                    (idle, None) => idle,
+                    (0, Some(left)) => left,
+                    (idle, Some(left)) => idle.min(left),
+                };
+                pool::put(peer.key, c, idle);
+                pc.connection = std::ptr::null_mut();
+            }
+        }
+    }
+}
+
+fn has_failed(state: ngx_uint_t) -> bool {
+    state & ffi::NGX_PEER_FAILED as ngx_uint_t != 0
+}
+
+impl Peer {
+    /// Ends a try, or a pause, which is none (`false`).
+    ///
+    /// # Safety
+    /// `pc` must be that of the peer's request, `state` what nginx says of the try.
+    pub unsafe fn end(&mut self, pc: &mut ngx_peer_connection_t, state: ngx_uint_t) -> bool {
+        // SAFETY: the request and its context outlive the peer.
+        unsafe {
+            let (r, peer) = (self.request, self);
+            let u = (*r).upstream;
+            let ctx = &mut *peer.ctx;
+            timer::end_try(ctx);
+            if std::mem::take(&mut peer.pausing) {
+                // No try: it is not to be seen in $upstream_addr and its like.
+                (*(*r).upstream_states).nelts -= 1;
+                if ctx.expired != Expired::No {
+                    tuned(u, ctx, peer.picked.connect_timeout, false);
+                }
+                return false;
+            }
+            if !std::mem::take(&mut peer.busy) {
+                return true;
+            }
+            let failed = has_failed(state);
+            let c = pc.connection;
             let connected = !c.is_null() && ((*u).request_sent() != 0 || pc.cached() != 0);
             if peer.picked.checked && header(u, IMMEDIATE_FAIL).is_some() {
                 lb::fail_health_check(&peer.picked);
@@ -287,20 +387,14 @@ unsafe fn free(pc: &mut ngx_peer_connection_t, peer: &mut Peer, state: ngx_uint_
             if peer.retry.is_none() {
                 lb::end_retry(&mut ctx.retry);
             }
+            true
         }
-        if !c.is_null() && pool::reusable(u, c, failed) {
-            let limit = peer.picked.max_requests_per_connection;
-            let used_up = limit > 0 && (*c).requests >= limit as ngx_uint_t;
-            let left = peer.picked.time_left(c);
-            if !used_up && left != Some(0) {
-                let idle = match (peer.picked.idle_timeout, left) {
-                    (idle, None) => idle,
-                    (0, Some(left)) => left,
-                    (idle, Some(left)) => idle.min(left),
-                };
-                pool::put(peer.key, c, idle);
-                pc.connection = std::ptr::null_mut();
-            }
+    }
+
+    /// Gives back what a try holds that nginx has not ended.
+    pub fn give_back(&mut self) {
+        if std::mem::take(&mut self.busy) {
+            lb::end(&mut self.picked, Outcome::Unknown);
         }
     }
 }
@@ -483,61 +577,5 @@ unsafe fn again(r: *mut ngx_http_request_t, ctx: &mut Ctx) -> Option<()> {
         (*u).request_bufs = if (*r).request_body.is_null() { std::ptr::null_mut() } else { (*(*r).request_body).bufs };
         let create = (*u).create_request?;
         (create(r) == OK).then_some(())
-    }
-}
-
-/// Causes after which nginx tries again where the policy has said so. Envoy does not ask whether a method is idempotent.
-const RETRIED: ngx_uint_t = (ffi::NGX_HTTP_UPSTREAM_FT_ERROR
-    | ffi::NGX_HTTP_UPSTREAM_FT_TIMEOUT
-    | ffi::NGX_HTTP_UPSTREAM_FT_INVALID_HEADER
-    | ffi::NGX_HTTP_UPSTREAM_FT_NON_IDEMPOTENT) as ngx_uint_t;
-
-/// What differs between two clones of one location's upstream configuration.
-#[derive(PartialEq, Eq, Hash)]
-struct Tuning {
-    conf: usize,
-    redirected: bool,
-    connect_timeout: u64,
-    idle_timeout: u64,
-    retry: bool,
-}
-
-thread_local! {
-    /// Upstream configurations of nginx with the time-outs of clusters and retry masks of ours: a few for each
-    /// location, made once a worker, so that a request costs a look-up and no copy.
-    static TUNED: RefCell<FxHashMap<Tuning, Box<ffi::ngx_http_upstream_conf_t>>> = RefCell::default();
-}
-
-/// The clone of the location's configuration with this connect time-out, that tries again or does not.
-unsafe fn tuned(u: *mut ffi::ngx_http_upstream_t, ctx: &mut Ctx, connect_timeout: u64, retry: bool) {
-    // SAFETY: promised by the caller.
-    unsafe {
-        if ctx.upstream_conf.is_null() {
-            ctx.upstream_conf = (*u).conf;
-        }
-        let original = ctx.upstream_conf;
-        (*u).conf = TUNED.with_borrow_mut(|tuned| {
-            let idle_timeout = match ctx.per_try_idle_timeout {
-                0 => ctx.idle_timeout,
-                ms => ms,
-            };
-            let tuning =
-                Tuning { conf: original as usize, redirected: ctx.redirected, connect_timeout, idle_timeout, retry };
-            let clone = tuned.entry(tuning).or_insert_with(|| {
-                let mut clone = Box::new(*original);
-                if connect_timeout > 0 {
-                    clone.connect_timeout = connect_timeout as ffi::ngx_msec_t;
-                }
-                if idle_timeout > 0 {
-                    clone.read_timeout = idle_timeout as ffi::ngx_msec_t;
-                }
-                clone.next_upstream = if retry { RETRIED } else { 0 };
-                if ctx.redirected {
-                    clone.ignore_headers &= !(ffi::NGX_HTTP_UPSTREAM_IGN_XA_REDIRECT as ngx_uint_t);
-                }
-                clone
-            });
-            std::ptr::from_mut(&mut **clone)
-        });
     }
 }

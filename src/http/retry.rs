@@ -189,7 +189,7 @@ extern "C" fn reinit_request(r: *mut ngx_http_request_t) -> ngx_int_t {
         // SAFETY: nginx hands in a live request whose peer `watch` saw.
         unsafe {
             let u = (*r).upstream;
-            let peer = &mut *(*u).peer.data.cast::<Peer>();
+            let Some(peer) = ctx::ctx(r).and_then(|ctx| ctx.peer.as_mut()) else { return ERROR };
             let rc = peer.reinit_request.map_or(OK, |inner| inner(r));
             peer.process_header = (*u).process_header;
             (*u).process_header = Some(process_header);
@@ -204,7 +204,7 @@ extern "C" fn process_header(r: *mut ngx_http_request_t) -> ngx_int_t {
         // SAFETY: as above. nginx's parser sets itself on while it goes from the status line to the headers.
         unsafe {
             let u = (*r).upstream;
-            let peer = &mut *(*u).peer.data.cast::<Peer>();
+            let Some(peer) = ctx::ctx(r).and_then(|ctx| ctx.peer.as_mut()) else { return ERROR };
             (*u).process_header = peer.process_header;
             let rc = peer.process_header.map_or(ERROR, |inner| inner(r));
             peer.process_header = (*u).process_header;

@@ -13,6 +13,7 @@ use amesh_dataplane::listener::{find_udp_listener, Direction};
 use amesh_model::listener::ArchivedUdpHash;
 use amesh_model::Kind;
 use ngx::ffi::{self, ngx_connection_t, ngx_event_t, ngx_msec_t};
+use std::sync::atomic::AtomicU64;
 
 /// The largest datagram.
 const DATAGRAM: usize = 65_535;
@@ -46,6 +47,7 @@ pub unsafe fn look(c: *mut ngx_connection_t, direction: Direction) -> Option<(Ca
                 matched_at: 0,
                 listener: pool_str((*c).pool, name.as_bytes())?,
                 chain: 0,
+                tokens: AtomicU64::new(0),
             };
             let to = Destination {
                 cluster: pool_str((*c).pool, udp.cluster.as_bytes())?,

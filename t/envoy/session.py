@@ -21,7 +21,7 @@ def started(cases, managers=None):
     whose route tables are put there later."""
     managers = managers or {}
     addresses = mesh.Addresses()
-    other = subjects.Twin if os.environ.get("AMESH_ENVOY_CONTROL") else subjects.Nginx
+    other = subjects.Twin if os.environ.get("AMESH_ENVOY_CONTROL") else subjects.Lua if os.environ.get("AMESH_ENVOY_LUA") else subjects.Nginx
     both = []
     try:
         both += [subjects.Envoy(addresses.envoy), other(addresses.nginx)]

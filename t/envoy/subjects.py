@@ -129,11 +129,15 @@ class Nginx:
     """nginx with the module, one worker."""
 
     name = "nginx"
+    lua, outside = False, ""
 
     def __init__(self, address):
         self.address = address
-        self.nginx = amesh.Nginx(zone="64m")
+        self.nginx = amesh.Nginx(zone="64m", lua=self.lua)
         self.log = Log(self.nginx.dir / "judge.log")
+
+    def routed(self):
+        return "amesh outbound; include amesh/server.conf;"
 
     def rds(self, name):
         return {"rds": {"route_config_name": name, "config_source": {"ads": {}}}}
@@ -152,10 +156,10 @@ class Nginx:
         self.nginx.http = f"""
 log_format judge escape=json '{mesh.NGINX_LOG}';
 access_log {self.log.path} judge;
+{self.outside}
 server {{
     {listens}
-    amesh outbound;
-    include amesh/server.conf;
+    {self.routed()}
 }}
 """
         self.nginx.__enter__()
@@ -166,3 +170,14 @@ server {{
     def stop(self):
         if self.nginx.process:
             self.nginx.__exit__()
+
+
+class Lua(Nginx):
+    """The same, but that Lua has each request routed and balanced."""
+
+    lua = True
+    outside = 'upstream lua { server 0.0.0.1; balancer_by_lua_block { require("resty.amesh").balancer.run() } }'
+
+    def routed(self):
+        forwarding = (amesh.TOP / "nginx-conf/amesh/server.conf").read_text().replace("//amesh;", "//lua;")
+        return forwarding + 'access_by_lua_block { assert(require("resty.amesh").route()) }'

@@ -30,11 +30,28 @@ pub enum Address {
 
 /// An IP prefix (`config.core.v3.CidrRange`).
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct CidrRange {
     /// Network address; host bits are zero.
     pub ip: Ip,
     /// Prefix length in bits.
     pub prefix_len: u8,
+}
+
+/// As text.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Ip {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&IpAddr::from(*self))
+    }
+}
+
+/// As text.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Address {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 impl From<IpAddr> for Ip {

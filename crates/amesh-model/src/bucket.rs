@@ -8,6 +8,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// A bucket that holds so many tokens and is filled again all the time.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TokenBucket {
     /// What it holds at most, and at first; 0: nothing ever.
     pub max_tokens: u32,
@@ -18,6 +19,7 @@ pub struct TokenBucket {
     /// Where it stands in its resource: routes that inherit it share it.
     pub place: String,
     /// Its cell, which holds how full it is. Given by the writer.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub cell: u32,
 }
 

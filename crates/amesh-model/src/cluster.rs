@@ -9,6 +9,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// A cluster (`config.cluster.v3.Cluster`). Its endpoints are an [`crate::endpoint::EndpointSet`] of the same name.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Cluster {
     /// Its name.
     pub name: String,
@@ -59,11 +60,14 @@ pub struct Cluster {
     /// Every request is refused with 503, for this reason.
     pub refuse: Option<String>,
     /// Index of the cluster's cell of counters in the zone. Set by the writer when it publishes.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub cell: u32,
 }
 
 /// `Cluster.DiscoveryType`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Discovery {
     /// `STATIC`.
     Static,
@@ -79,6 +83,8 @@ pub enum Discovery {
 
 /// `Cluster.LbPolicy`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum LbPolicy {
     /// Weighted round robin.
     RoundRobin,
@@ -133,6 +139,7 @@ impl ArchivedLbPolicy {
 
 /// `SlowStartConfig`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct SlowStart {
     /// How long it takes, in ms, above 0.
     pub window: u64,
@@ -144,6 +151,8 @@ pub struct SlowStart {
 
 /// `RingHashLbConfig.HashFunction`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum HashFunction {
     /// `XX_HASH`.
     XxHash,
@@ -153,6 +162,7 @@ pub enum HashFunction {
 
 /// `ConsistentHashingLbConfig`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Hashing {
     /// The host name of an endpoint is hashed, not its address.
     pub use_hostname_for_hashing: bool,
@@ -165,6 +175,8 @@ pub struct Hashing {
 
 /// Protocol to the endpoints (`extensions.upstreams.http.v3.HttpProtocolOptions`).
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum UpstreamProtocol {
     /// HTTP/1.1.
     Http1,

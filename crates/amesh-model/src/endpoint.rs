@@ -8,6 +8,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// The endpoints of one cluster (`config.endpoint.v3.ClusterLoadAssignment`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct EndpointSet {
     /// The cluster.
     pub cluster: String,
@@ -16,6 +17,7 @@ pub struct EndpointSet {
     /// Overprovisioning factor in per cent; 140 by default.
     pub overprovisioning_factor: u32,
     /// What [`crate::plan::build`] makes of them; nobody is picked without.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub plan: Plan,
 }
 
@@ -37,6 +39,7 @@ impl ArchivedEndpointSet {
 
 /// `config.endpoint.v3.LocalityLbEndpoints`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Locality {
     /// Region.
     pub region: String,
@@ -54,6 +57,7 @@ pub struct Locality {
 
 /// `config.endpoint.v3.LbEndpoint`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Endpoint {
     /// Where it is.
     pub address: Address,
@@ -62,9 +66,11 @@ pub struct Endpoint {
     /// What is hashed for it (`hash_key` in the metadata `envoy.lb`); empty: its address, or its host name. Only plans are
     /// made of it: it is not archived.
     #[rkyv(with = rkyv::with::Skip)]
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub hash_key: String,
     /// Its metadata `envoy.lb`, for subsets. Not archived either.
     #[rkyv(with = rkyv::with::Skip)]
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub lb_metadata: LbMetadata,
     /// Its share, at least 1.
     pub weight: u32,
@@ -78,11 +84,14 @@ pub struct Endpoint {
     /// When it came, healthy, in Unix time in ms, where its cluster starts slowly; else 0.
     pub added: u64,
     /// Index of the endpoint's cell of counters in the zone. Set by the writer when it publishes.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub cell: u32,
 }
 
 /// `config.core.v3.HealthStatus`, as far as it matters for picking.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum HealthStatus {
     /// `UNKNOWN`, `HEALTHY`.
     Healthy,

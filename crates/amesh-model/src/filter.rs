@@ -7,6 +7,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// A filter of a connection manager; they run in the order of its list.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum HttpFilter {
     /// `extensions.filters.http.fault.v3.HTTPFault`, for routes that say nothing of their own.
     Fault(Fault),
@@ -21,6 +23,7 @@ pub enum HttpFilter {
 
 /// A limit on how many requests this node lets through (`extensions.filters.http.local_ratelimit.v3.LocalRateLimit`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct LocalRateLimit {
     /// Each request takes a token; `None`: there is no limit.
     pub bucket: Option<TokenBucket>,
@@ -44,6 +47,7 @@ pub struct LocalRateLimit {
 
 /// Fault injection (`extensions.filters.http.fault.v3.HTTPFault`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Fault {
     /// The request waits.
     pub delay: Option<FaultDelay>,
@@ -59,6 +63,7 @@ pub struct Fault {
 
 /// `extensions.filters.common.fault.v3.FaultDelay`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FaultDelay {
     /// How long, in ms; `None`: as `x-envoy-fault-delay-request` says.
     pub fixed: Option<u64>,
@@ -68,6 +73,7 @@ pub struct FaultDelay {
 
 /// `extensions.filters.http.fault.v3.FaultAbort`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FaultAbort {
     /// With what.
     pub error: FaultError,
@@ -79,6 +85,8 @@ pub struct FaultAbort {
 
 /// `FaultAbort.error_type`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum FaultError {
     /// A status of HTTP.
     Http(u16),
@@ -91,6 +99,7 @@ pub enum FaultError {
 /// What is said to scripts of other origins (`extensions.filters.http.cors.v3.CorsPolicy`). A route's is joined with
 /// those of its virtual host and table, field by field.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Cors {
     /// Of how many requests (`filter_enabled`).
     pub enabled: Fraction,

@@ -5,6 +5,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// One part of a hash policy.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HashPolicy {
     /// What is hashed.
     pub method: HashMethod,
@@ -14,6 +15,8 @@ pub struct HashPolicy {
 
 /// `HashPolicy.policy_specifier`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum HashMethod {
     /// The values of a header.
     Header {
@@ -32,6 +35,7 @@ pub enum HashMethod {
 
 /// `HashPolicy.Header.regex_rewrite`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HashRewrite {
     /// The pattern.
     pub pattern: Regex,
@@ -41,6 +45,7 @@ pub struct HashRewrite {
 
 /// `HashPolicy.Cookie`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HashCookie {
     /// Its name.
     pub name: String,

@@ -4,6 +4,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// What to do when the header is there already (`HeaderValueOption.append_action`).
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum AppendAction {
     /// `APPEND_IF_EXISTS_OR_ADD`.
     AppendIfExistsOrAdd,
@@ -17,6 +19,8 @@ pub enum AppendAction {
 
 /// A part of a header's value: text, or one of Envoy's substitution commands.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Format {
     /// Literal text (`%%` is turned into `%`).
     Text(String),
@@ -92,6 +96,8 @@ pub enum Format {
 
 /// Which path `%PATH%` is.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum PathSource {
     /// `ORIG`: `x-envoy-original-path`.
     Original,
@@ -103,6 +109,7 @@ pub enum PathSource {
 
 /// One header to add, set or append.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HeaderValueOption {
     /// Name, lower case.
     pub key: String,
@@ -116,6 +123,7 @@ pub struct HeaderValueOption {
 
 /// The edits of one level (route table, virtual host, route, weighted cluster).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HeaderEdits {
     /// `request_headers_to_add`, in order.
     pub request_add: Vec<HeaderValueOption>,

@@ -6,6 +6,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// An active health check. All times are in ms.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HealthCheck {
     /// How long one may take.
     pub timeout: u64,
@@ -45,6 +46,8 @@ pub struct HealthCheck {
 
 /// What an active health check does.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum HealthCheckKind {
     /// A request.
     Http(HttpHealthCheck),
@@ -68,6 +71,7 @@ pub enum HealthCheckKind {
 
 /// `HealthCheck.HttpHealthCheck`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HttpHealthCheck {
     /// `Host`; empty: the endpoint's name, or the cluster's.
     pub host: String,
@@ -97,6 +101,7 @@ pub struct HttpHealthCheck {
 
 /// `Endpoint.HealthCheckConfig`: where an endpoint is checked.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct EndpointHealthCheck {
     /// Another address than the endpoint's.
     pub address: Option<crate::address::Address>,
@@ -111,6 +116,7 @@ pub struct EndpointHealthCheck {
 /// Which failures of requests take an endpoint out (`cluster.v3.OutlierDetection`). All times are in ms, all shares in
 /// per cent.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct OutlierDetection {
     /// Between two looks at rates and at endpoints that may come back.
     pub interval: u64,
@@ -142,6 +148,7 @@ pub struct OutlierDetection {
 
 /// So many failures in a row eject an endpoint.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Consecutive {
     /// So many.
     pub threshold: u32,
@@ -151,6 +158,7 @@ pub struct Consecutive {
 
 /// `success_rate_*`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct SuccessRate {
     /// Endpoints with enough requests that there must be.
     pub minimum_hosts: u32,
@@ -166,6 +174,7 @@ pub struct SuccessRate {
 
 /// `failure_percentage_*`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FailurePercentage {
     /// The share of failures.
     pub threshold: u32,
@@ -181,15 +190,18 @@ pub struct FailurePercentage {
 
 /// Limits for requests of routes with `priority: HIGH` (`CircuitBreakers.Thresholds`), which are counted by themselves.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HighPriority {
     /// The limits.
     pub circuit_breakers: CircuitBreakers,
     /// Index of the cell that counts them in the zone. Set by the writer when it publishes.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub cell: u32,
 }
 
 /// Limits of a cluster (`CircuitBreakers.Thresholds` of the default priority).
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct CircuitBreakers {
     /// Connections.
     pub max_connections: u32,
@@ -205,6 +217,7 @@ pub struct CircuitBreakers {
 
 /// `Thresholds.RetryBudget`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct RetryBudget {
     /// Share of the active requests, in per cent.
     pub percent: f64,

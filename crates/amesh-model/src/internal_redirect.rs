@@ -4,6 +4,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// Which redirects are followed.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct InternalRedirectPolicy {
     /// How many for one request; 1 by default.
     pub max_internal_redirects: u32,
@@ -19,6 +20,8 @@ pub struct InternalRedirectPolicy {
 
 /// What a redirect is asked (`extensions.internal_redirect`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum RedirectPredicate {
     /// Not twice from one route to the same other.
     PreviousRoutes,

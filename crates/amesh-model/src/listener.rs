@@ -12,6 +12,7 @@ pub const UDP_KEY: &str = "udp/";
 
 /// A listener (`config.listener.v3.Listener`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Listener {
     /// Its name.
     pub name: String,
@@ -43,6 +44,8 @@ pub struct Listener {
 
 /// Which side of the sidecar (`core.v3.TrafficDirection`).
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum TrafficDirection {
     /// Not said.
     Unspecified,
@@ -54,6 +57,7 @@ pub enum TrafficDirection {
 
 /// The destination ports on which a listener filter is switched off (`ListenerFilter.filter_disabled`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct PortPredicate {
     /// `[start, end)` ranges of ports where the filter does not run.
     pub disabled: Vec<(u16, u16)>,
@@ -61,6 +65,7 @@ pub struct PortPredicate {
 
 /// A filter chain (`config.listener.v3.FilterChain`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FilterChain {
     /// Its name; not unique, may be empty.
     pub name: String,
@@ -74,6 +79,7 @@ pub struct FilterChain {
 /// Criteria are narrowed in Envoy's order: destination port, destination address, server name, transport protocol,
 /// application protocols, directly connected source address, source type, source address, source port.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FilterChainMatch {
     /// Original destination port.
     pub destination_port: Option<u16>,
@@ -97,6 +103,8 @@ pub struct FilterChainMatch {
 
 /// `FilterChainMatch.ConnectionSourceType`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum SourceType {
     /// Any.
     #[default]
@@ -109,6 +117,8 @@ pub enum SourceType {
 
 /// What is done with a connection.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum ChainAction {
     /// HTTP.
     Http(Box<HttpConnectionManager>),
@@ -120,6 +130,7 @@ pub enum ChainAction {
 
 /// A TCP proxy (`extensions.filters.network.tcp_proxy.v3.TcpProxy`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TcpProxy {
     /// Name for statistics.
     pub stat_prefix: String,
@@ -139,6 +150,7 @@ pub struct TcpProxy {
 
 /// Where a TCP proxy may send a connection.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TcpCluster {
     /// The cluster.
     pub name: String,
@@ -151,6 +163,7 @@ pub struct TcpCluster {
 /// Where datagrams go (`extensions.filters.udp.udp_proxy.v3.UdpProxyConfig`). Those of one client to one address are a
 /// session, and go to one endpoint.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct UdpProxy {
     /// The cluster.
     pub cluster: String,
@@ -162,6 +175,7 @@ pub struct UdpProxy {
 
 /// `UdpProxyConfig.HashPolicy`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum UdpHash {
     /// Nothing.
     None,
@@ -173,6 +187,7 @@ pub enum UdpHash {
 
 /// An HTTP connection manager (`extensions.filters.network.http_connection_manager.v3`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HttpConnectionManager {
     /// Name for statistics.
     pub stat_prefix: String,
@@ -233,6 +248,8 @@ pub struct HttpConnectionManager {
 
 /// Where an [`HttpConnectionManager`] has its routes.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum RouteSpecifier {
     /// `rds`: the name of a route table.
     Rds(String),
@@ -244,6 +261,7 @@ pub enum RouteSpecifier {
 
 /// Route tables by scope (`ScopedRoutes`). A request that is in no scope has no route.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ScopedRoutes {
     /// What the parts of a request's key are; each must be there.
     pub scope_key_builder: Vec<HeaderValueExtractor>,
@@ -253,6 +271,7 @@ pub struct ScopedRoutes {
 
 /// Where a part of a key is (`ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractor`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HeaderValueExtractor {
     /// The header (lower case); its first line counts.
     pub name: String,
@@ -264,6 +283,7 @@ pub struct HeaderValueExtractor {
 
 /// An element of a header's value.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum ScopeElement {
     /// The one of this number, from 0.
     Index(u32),
@@ -278,6 +298,7 @@ pub enum ScopeElement {
 
 /// A scope (`config.route.v3.ScopedRouteConfiguration`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Scope {
     /// Its name.
     pub name: String,
@@ -289,6 +310,7 @@ pub struct Scope {
 
 /// Where a [`Scope`] has its routes.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum ScopeRoutes {
     /// `route_configuration_name`: the name of a route table.
     Rds(String),
@@ -298,6 +320,8 @@ pub enum ScopeRoutes {
 
 /// `HttpConnectionManager.ServerHeaderTransformation`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum ServerHeader {
     /// `OVERWRITE`.
     Overwrite,
@@ -309,6 +333,8 @@ pub enum ServerHeader {
 
 /// `HttpConnectionManager.PathWithEscapedSlashesAction`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum EscapedSlashes {
     /// `KEEP_UNCHANGED`, also the default.
     KeepUnchanged,
@@ -322,6 +348,8 @@ pub enum EscapedSlashes {
 
 /// `HttpProtocolOptions.HeadersWithUnderscoresAction`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Underscores {
     /// `ALLOW`.
     Allow,
@@ -333,6 +361,7 @@ pub enum Underscores {
 
 /// Which listener takes a captured connection, by its original destination. Derived from all listeners.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ListenerIndex {
     /// Listeners that take outbound connections by their destination, `ip:port` or `[ip]:port` → name.
     /// `0.0.0.0:80` and `[::]:80` are asked after the exact address.

@@ -38,6 +38,7 @@ pub enum RegexError {
 
 /// A regular expression. `id` is a hash of the pattern: workers cache the compiled form under it.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Regex {
     /// The pattern, as the control plane wrote it.
     pub pattern: String,
@@ -157,6 +158,7 @@ fn unquote(pattern: &str) -> String {
 
 /// How a text must look (`type.matcher.v3.StringMatcher`). With `ignore_case` the text here is lower case already.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct StringMatcher {
     /// The pattern.
     pub pattern: StringPattern,
@@ -166,6 +168,8 @@ pub struct StringMatcher {
 
 /// The pattern of a [`StringMatcher`].
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum StringPattern {
     /// Equal.
     Exact(String),
@@ -181,6 +185,7 @@ pub enum StringPattern {
 
 /// What a header must look like (`config.route.v3.HeaderMatcher`). All matchers of a route must hold.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HeaderMatcher {
     /// Name, lower case; `:method`, `:path`, `:authority` and `:scheme` are the request line's.
     pub name: String,
@@ -196,6 +201,8 @@ pub struct HeaderMatcher {
 
 /// The value part of a [`HeaderMatcher`].
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum HeaderMatch {
     /// `present_match`: is there (`true`) or is not (`false`).
     Present(bool),
@@ -212,6 +219,7 @@ pub enum HeaderMatch {
 
 /// What a query parameter must look like (`config.route.v3.QueryParameterMatcher`). The first of a name counts.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct QueryParameterMatcher {
     /// Name, as it stands in the query: nothing is decoded.
     pub name: String,
@@ -221,6 +229,8 @@ pub struct QueryParameterMatcher {
 
 /// The value part of a [`QueryParameterMatcher`].
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum QueryMatch {
     /// `present_match`: is there, or (`false`) is not. With neither matcher: is there.
     Present(bool),
@@ -231,6 +241,7 @@ pub enum QueryMatch {
 /// What a cookie must be (`config.route.v3.CookieMatcher`). The first of a name counts; one that is not there does not
 /// match.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct CookieMatcher {
     /// Its name; case matters.
     pub name: String,
@@ -242,6 +253,7 @@ pub struct CookieMatcher {
 
 /// What the client's certificate must be (`RouteMatch.TlsContextMatchOptions`).
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TlsContextMatch {
     /// There is one, or there is none.
     pub presented: Option<bool>,
@@ -251,6 +263,7 @@ pub struct TlsContextMatch {
 
 /// A share of requests that the runtime may set (`config.core.v3.RuntimeFractionalPercent`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct RuntimeFraction {
     /// What counts when the runtime says nothing.
     pub default: Fraction,
@@ -260,6 +273,7 @@ pub struct RuntimeFraction {
 
 /// A share of requests (`type.v3.FractionalPercent`).
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Fraction {
     /// Out of `denominator`.
     pub numerator: u32,

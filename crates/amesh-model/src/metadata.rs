@@ -5,6 +5,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// What a value in the dynamic metadata must be (`type.matcher.v3.MetadataMatcher`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct MetadataMatcher {
     /// The filter whose metadata is looked at.
     pub filter: String,
@@ -18,6 +19,8 @@ pub struct MetadataMatcher {
 
 /// What a value must be (`type.matcher.v3.ValueMatcher`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[rkyv(
     serialize_bounds(__S: rkyv::ser::Writer + rkyv::ser::Allocator, __S::Error: rkyv::rancor::Source),
     deserialize_bounds(__D::Error: rkyv::rancor::Source),
@@ -45,6 +48,7 @@ pub enum ValueMatcher {
 /// What an object in the filter state must be, as a text (`type.matcher.v3.FilterStateMatcher`). One that is not there
 /// does not match.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct FilterStateMatcher {
     /// Its key.
     pub key: String,

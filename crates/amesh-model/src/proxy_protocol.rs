@@ -16,6 +16,7 @@ const V2_TCP6: u8 = 0x21;
 
 /// What an endpoint is told of the client (`ProxyProtocolUpstreamTransport`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ProxyProtocol {
     /// Which version.
     pub version: ProxyProtocolVersion,
@@ -25,6 +26,8 @@ pub struct ProxyProtocol {
 
 /// `ProxyProtocolConfig.Version`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum ProxyProtocolVersion {
     /// A line of text.
     V1,

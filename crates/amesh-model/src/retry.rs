@@ -5,6 +5,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// When a try that failed is made again, and how often.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct RetryPolicy {
     /// Bits of [`retry_on`]; 0: never, unless the request's own headers ask for it.
     pub retry_on: u32,
@@ -35,6 +36,7 @@ pub struct RetryPolicy {
 
 /// A pause that the response asks for (`RetryPolicy.RateLimitedRetryBackOff`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct RateLimitedBackOff {
     /// The first that says something is taken; never empty.
     pub reset_headers: Vec<ResetHeader>,
@@ -44,6 +46,7 @@ pub struct RateLimitedBackOff {
 
 /// `RetryPolicy.ResetHeader`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ResetHeader {
     /// The header (lower case).
     pub name: String,
@@ -119,6 +122,11 @@ pub mod retry_on {
     /// The bit of a word of `x-envoy-retry-on`.
     pub fn http(word: &str) -> Option<u32> {
         WORDS.iter().find(|(name, _)| *name == word).map(|(_, bit)| *bit)
+    }
+
+    /// The words of these bits.
+    pub fn words(bits: u32) -> impl Iterator<Item = &'static str> {
+        WORDS.into_iter().chain(GRPC_WORDS).filter(move |(_, bit)| bits & bit != 0).map(|(word, _)| word)
     }
 
     /// The bit of a word of `x-envoy-retry-grpc-on`.

@@ -16,12 +16,14 @@ use std::collections::HashMap;
 
 /// A route table (`config.route.v3.RouteConfiguration`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct RouteTable {
     /// Its name.
     pub name: String,
     /// Virtual hosts; the indexes of [`Domains`] count here.
     pub virtual_hosts: Vec<VirtualHost>,
     /// Which virtual host takes which host.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub domains: Domains,
     /// A port in the host is not looked at (`ignore_port_in_host_matching`).
     pub ignore_port_in_host_matching: bool,
@@ -37,6 +39,7 @@ pub struct RouteTable {
 
 /// Domains of a route table, all lower case. Exact first, then the longest suffix, the longest prefix, then `*`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Domains {
     /// `www.example.com` → virtual host.
     pub exact: HashMap<String, u32>,
@@ -54,12 +57,14 @@ pub struct Domains {
 
 /// A virtual host (`config.route.v3.VirtualHost`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct VirtualHost {
     /// Its name.
     pub name: String,
     /// First match wins.
     pub routes: Vec<Route>,
     /// Which of `routes` can take a request; none where they are few.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub index: Option<Box<RouteIndex>>,
     /// What follows a `;` in a segment of the path is not looked at (`ignore_path_parameters_in_path_matching` of the
     /// table).
@@ -82,6 +87,7 @@ pub struct VirtualHost {
 
 /// A name for a group of requests (`config.route.v3.VirtualCluster`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct VirtualCluster {
     /// The name.
     pub name: String,
@@ -91,6 +97,8 @@ pub struct VirtualCluster {
 
 /// `VirtualHost.TlsRequirementType`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum RequireTls {
     /// `NONE`.
     #[default]
@@ -103,6 +111,7 @@ pub enum RequireTls {
 
 /// A route (`config.route.v3.Route`). Its identity is (table, virtual host, index): names repeat.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Route {
     /// Its name; may be empty.
     pub name: String,
@@ -124,6 +133,7 @@ pub struct Route {
 
 /// What a route matches (`config.route.v3.RouteMatch`): all parts must hold.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct RouteMatch {
     /// The path without query and fragment.
     pub path: PathSpecifier,
@@ -149,6 +159,8 @@ pub struct RouteMatch {
 
 /// `RouteMatch.path_specifier`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum PathSpecifier {
     /// Begins so.
     Prefix(String),
@@ -164,6 +176,8 @@ pub enum PathSpecifier {
 
 /// `Route.action`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum RouteAction {
     /// Forward.
     Route(Box<ForwardAction>),
@@ -179,6 +193,7 @@ pub enum RouteAction {
 
 /// `config.route.v3.RouteAction`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ForwardAction {
     /// Where to.
     pub cluster: ClusterSpecifier,
@@ -217,6 +232,7 @@ pub struct ForwardAction {
 
 /// How long a stream may last (`RouteAction.MaxStreamDuration`); all in ms.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct MaxStreamDuration {
     /// In any case; `None`: as the connection manager says; 0: no limit.
     pub max_stream_duration: Option<u64>,
@@ -228,6 +244,7 @@ pub struct MaxStreamDuration {
 
 /// A copy of requests for another cluster (`RouteAction.RequestMirrorPolicy`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct MirrorPolicy {
     /// The cluster; empty when `cluster_header` names it.
     pub cluster: String,
@@ -243,6 +260,8 @@ pub struct MirrorPolicy {
 
 /// `RouteAction.cluster_specifier`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum ClusterSpecifier {
     /// One cluster.
     Cluster(String),
@@ -261,6 +280,7 @@ pub enum ClusterSpecifier {
 
 /// `WeightedCluster.ClusterWeight`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct WeightedCluster {
     /// The cluster; empty when `cluster_header` names it.
     pub name: String,
@@ -278,6 +298,8 @@ pub struct WeightedCluster {
 
 /// What happens to the path of a forwarded or redirected request.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum PathRewrite {
     /// Nothing.
     #[default]
@@ -299,6 +321,8 @@ pub enum PathRewrite {
 
 /// What happens to the host of a forwarded request.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum HostRewrite {
     /// Nothing.
     #[default]
@@ -322,6 +346,7 @@ pub enum HostRewrite {
 
 /// `config.route.v3.RedirectAction`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct RedirectAction {
     /// `https` instead of what was asked (`https_redirect`).
     pub https_redirect: bool,
@@ -341,6 +366,7 @@ pub struct RedirectAction {
 
 /// `config.route.v3.DirectResponseAction`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct DirectResponseAction {
     /// The status.
     pub status: u16,
@@ -352,6 +378,7 @@ pub struct DirectResponseAction {
 
 /// A body with substitution commands (`config.core.v3.SubstitutionFormatString`).
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct BodyFormat {
     /// Its parts.
     pub parts: Vec<BodyPart>,
@@ -363,6 +390,8 @@ pub struct BodyFormat {
 
 /// A part of a body.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum BodyPart {
     /// As it stands.
     Text(Vec<Format>),

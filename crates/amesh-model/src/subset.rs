@@ -7,6 +7,7 @@ use xxhash_rust::xxh64::xxh64;
 /// What a request asks of the metadata `envoy.lb` of endpoints: this key has this value. Lists of them are in the order of
 /// their keys.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Criterion {
     /// The key.
     pub key: String,
@@ -28,6 +29,7 @@ pub struct LbValue {
 
 /// `Cluster.LbSubsetConfig`, with one selector at least.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Subsets {
     /// Who takes requests that no subset takes.
     pub fallback: Fallback,
@@ -49,6 +51,8 @@ pub struct Subsets {
 
 /// `LbSubsetFallbackPolicy`, `LbSubsetSelectorFallbackPolicy`.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Fallback {
     /// Of a selector: what the cluster says.
     NotDefined,
@@ -64,6 +68,7 @@ pub enum Fallback {
 
 /// `LbSubsetSelector`.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Selector {
     /// In order, each once.
     pub keys: Vec<String>,

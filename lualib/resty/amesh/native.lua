@@ -27,6 +27,7 @@ local _M = {}
 
 local ERRORS = {
     [C.AMESH_NOT_FOUND] = "not found",
+    [C.AMESH_NO_REQUEST] = "there is no request",
     [C.AMESH_BAD_ARGUMENT] = "an argument makes no sense",
     [C.AMESH_FAILED] = "the module failed: see the error log",
 }
