@@ -4,6 +4,7 @@
 # make test       passes every suite
 # make yard       real istiod, captured traffic, judged by what real Envoy answered
 # make test-envoy the same configuration and requests for real Envoy and for nginx; nothing but what is listed differs
+# make test-envoy-lua  the same cases with nginx's Lua routing and balancing
 # make bench      beside stock nginx and Envoy
 # make bench-etcd the etcd face beside a real etcd
 # make ctl        builds build/ameshctl, which checks routes without an nginx
@@ -51,7 +52,7 @@ unexport NGINX
 
 .PHONY: all deps tree module libxds vendored-tree vendored test lint deny unit loom suites suites-vendored processes \
         processes-vendored run run-lua yard \
-        test-envoy bench bench-etcd ctl install clean
+        test-envoy test-envoy-lua bench bench-etcd ctl install clean
 
 all: module libxds
 
@@ -142,6 +143,12 @@ yard:
 test-envoy: $(BUILD)/venv/.done
 	$(MAKE) module PROFILE=test-module
 	MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) PYTEST=$(BUILD)/venv/bin/pytest t/envoy/run
+
+# The cases again, with each request routed and balanced by Lua. Its connections are nginx's own, and so not looked at.
+test-envoy-lua: $(BUILD)/venv/.done
+	$(MAKE) module PROFILE=test-module
+	AMESH_ENVOY_LUA=1 MODULE=$(CURDIR)/$(FOR_TESTS)/ngx_amesh_module.so NGINX=$(NGINX) PYTEST=$(BUILD)/venv/bin/pytest \
+	  t/envoy/run -k "test_same_as_envoy and not connections/"
 
 bench: module
 	benches/run

@@ -257,3 +257,37 @@ f=DI,URX a=2
 GET /a/x
 --- response_body
 first /b/x one this server has an "amesh" of its own, or this is a subrequest: what the module decides is told by amesh.decide
+
+
+=== TEST 12: who only asks takes nothing
+--- filters
+- name: envoy.filters.http.local_ratelimit
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+    stat_prefix: limit
+    token_bucket: {max_tokens: 1, fill_interval: 3600s}
+    filter_enabled: {default_value: {numerator: 100}}
+    filter_enforced: {default_value: {numerator: 100}}
+--- config
+    location / {
+        access_by_lua_block {
+            local amesh = require "resty.amesh"
+            local asked = {}
+            for i = 1, 3 do asked[i] = tostring(amesh.decide().status) end
+            ngx.header["x-asked"] = table.concat(asked, " ")
+            assert(amesh.route())
+        }
+        proxy_pass http://lua;
+    }
+    location = /state { content_by_lua_block { ngx.say(require("resty.amesh").health("one").endpoints[1].rq_total) } }
+--- routes
+- match: {prefix: /}
+  route: {cluster: one}
+--- request eval
+["GET /", "GET /", "GET /state"]
+--- error_code eval
+[200, 429, 200]
+--- response_headers eval
+["x-asked: nil nil nil", "x-asked: 429 429 429", ""]
+--- response_body_like eval
+["GET /", "local_rate_limited", "^1\$"]

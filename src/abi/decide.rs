@@ -1,7 +1,7 @@
 //! What becomes of a request: decided by the code that decides live ones, on a request that is made for it.
 
 use super::room::Room;
-use super::{answer, header, place, read, room, text, zone, Failure};
+use super::{answer, bytes, header, place, read, room, text, zone, Failure};
 use crate::http::capture::{self, Captured};
 use crate::http::ctx::{ctx, Ctx};
 use crate::http::decide;
@@ -109,7 +109,7 @@ unsafe fn of_nobody(
         };
         let mut headers = Vec::with_capacity(lines.len());
         for line in lines {
-            headers.push((arg(line.name)?, arg(line.value)?));
+            headers.push((arg(line.name)?, bytes(line.value.data, line.value.len)?));
         }
         let (method, path) = (arg(asked.method)?, arg(asked.path)?);
         if path.is_empty() {

@@ -97,11 +97,21 @@ fn read(what: &'static str, body: impl FnOnce(&mut Worker) -> Result<(), Failure
 /// # Safety
 /// `data` must be null or point to `len` bytes that stay as they are during the call.
 unsafe fn text<'a>(data: *const c_char, len: usize) -> Result<&'a str, Failure> {
-    if data.is_null() {
-        return if len == 0 { Ok("") } else { Err(Failure::BadArgument) };
-    }
     // SAFETY: promised by the caller.
-    std::str::from_utf8(unsafe { std::slice::from_raw_parts(data.cast(), len) }).map_err(|_| Failure::BadArgument)
+    std::str::from_utf8(unsafe { bytes(data, len) }?).map_err(|_| Failure::BadArgument)
+}
+
+/// Bytes that a caller hands in.
+///
+/// # Safety
+/// As [`text`].
+unsafe fn bytes<'a>(data: *const c_char, len: usize) -> Result<&'a [u8], Failure> {
+    match (data.is_null(), len) {
+        (true, 0) => Ok(&[]),
+        (true, _) => Err(Failure::BadArgument),
+        // SAFETY: promised by the caller.
+        (false, _) => Ok(unsafe { std::slice::from_raw_parts(data.cast(), len) }),
+    }
 }
 
 /// A place that a caller hands in.

@@ -22,7 +22,7 @@ pub struct Asked<'a> {
     /// Path and query.
     pub path: &'a str,
     /// Names, lower case, and values.
-    pub headers: &'a mut dyn Iterator<Item = (&'a str, &'a str)>,
+    pub headers: &'a mut dyn Iterator<Item = (&'a str, &'a [u8])>,
     /// It came in HTTP/2.
     pub http2: bool,
 }
@@ -95,7 +95,7 @@ impl Question {
             r.headers_in.content_length_n = -1;
             question.begin_headers(8)?;
             if !asked.authority.is_empty() {
-                r.headers_in.host = question.add("host", asked.authority)?;
+                r.headers_in.host = question.add("host", asked.authority.as_bytes())?;
             }
             for (name, value) in asked.headers {
                 let h = question.add(name, value)?;
@@ -143,9 +143,9 @@ impl Question {
         (!h.is_null()).then_some(h)
     }
 
-    unsafe fn add(&self, name: &str, value: &str) -> Option<*mut ngx_table_elt_t> {
+    unsafe fn add(&self, name: &str, value: &[u8]) -> Option<*mut ngx_table_elt_t> {
         let key = pool_str(self.pool, name.as_bytes())?;
-        let value = pool_str(self.pool, value.as_bytes())?;
+        let value = pool_str(self.pool, value)?;
         // SAFETY: as above; all of an element is written.
         unsafe {
             let h = self.push()?;

@@ -75,19 +75,14 @@ function _M.told(into)
     return t
 end
 
-local TEXTS = {
-    "method", "authority", "path", "table", "listener", "destination", "source", "server_name", "application_protocols",
-}
-local FLAGS = { "tls", "inbound", "http2" }
--- With one of these it is not the request at hand that is asked about.
-local OF_ANOTHER = { "method", "authority", "path", "headers", "source", "server_name", "application_protocols", "tls", "http2" }
-local KNOWN = { into = true, headers = true }
-for _, name in ipairs(TEXTS) do KNOWN[name] = true end
-for _, name in ipairs(FLAGS) do KNOWN[name] = true end
+-- With one of these, or a path, it is not the request at hand that is asked about.
+local OF_ANOTHER = { "method", "authority", "headers", "source", "server_name", "application_protocols", "tls", "http2" }
+local KNOWN = { into = true, path = true, table = true, listener = true, destination = true, inbound = true }
+for _, name in ipairs(OF_ANOTHER) do KNOWN[name] = true end
 
 local function bad(name, value, wanted)
     error("option \"" .. name .. "\" is " .. wanted .. ", and not " .. (type(value) == "string" and "\"" .. value .. "\""
-        or tostring(value)), 4)
+        or tostring(value)), 5)
 end
 
 -- Values that are used by the call, kept from being collected.
@@ -123,32 +118,55 @@ local function headers_of(headers)
     asked.headers, asked.headers_count = lines, n / 2
 end
 
--- Fills `asked`; whether it is about another request than the one at hand.
-local function ask(opts)
+local function text(place, name, value)
+    if value == nil then
+        place.data, place.len = nil, 0
+        return
+    elseif type(value) ~= "string" then
+        bad(name, value, "a text")
+    end
+    place.data, place.len = value, #value
+end
+
+local function flag(name, value)
+    if value == nil or value == false then
+        return 0
+    elseif value ~= true then
+        bad(name, value, "true or false")
+    end
+    return 1
+end
+
+-- Tables of options that were looked through: LuaJIT does not compile pairs(), so that is done once for each.
+local known = setmetatable({}, { __mode = "k" })
+
+local function check(opts)
     for name in pairs(opts) do
         if not KNOWN[name] then
-            error("unknown option \"" .. tostring(name) .. "\"", 3)
+            error("unknown option \"" .. tostring(name) .. "\"", 4)
         end
     end
-    for i = 1, #TEXTS do
-        local name = TEXTS[i]
-        local value, place = opts[name], asked[name]
-        if value == nil then
-            place.data, place.len = nil, 0
-        elseif type(value) == "string" then
-            place.data, place.len = value, #value
-        else
-            bad(name, value, "a text")
-        end
+    known[opts] = true
+end
+
+-- Fills `asked`; whether it is about another request than the one at hand.
+local function ask(opts)
+    if not known[opts] then
+        check(opts)
     end
-    for i = 1, #FLAGS do
-        local name = FLAGS[i]
-        local value = opts[name]
-        if value ~= nil and type(value) ~= "boolean" then
-            bad(name, value, "true or false")
-        end
-        asked[name] = value and 1 or 0
-    end
+    -- Each by its name, so that it compiles.
+    text(asked.method, "method", opts.method)
+    text(asked.authority, "authority", opts.authority)
+    text(asked.path, "path", opts.path)
+    text(asked.table, "table", opts.table)
+    text(asked.listener, "listener", opts.listener)
+    text(asked.destination, "destination", opts.destination)
+    text(asked.source, "source", opts.source)
+    text(asked.server_name, "server_name", opts.server_name)
+    text(asked.application_protocols, "application_protocols", opts.application_protocols)
+    asked.tls = flag("tls", opts.tls)
+    asked.inbound = flag("inbound", opts.inbound)
+    asked.http2 = flag("http2", opts.http2)
     asked.headers, asked.headers_count = nil, 0
     if opts.headers ~= nil then
         headers_of(opts.headers)
@@ -156,12 +174,12 @@ local function ask(opts)
     if opts.table and opts.listener then
         error("options \"table\" and \"listener\" are not together", 3)
     end
+    if opts.path then
+        return true
+    end
     for i = 1, #OF_ANOTHER do
         if opts[OF_ANOTHER[i]] ~= nil then
-            if not opts.path then
-                error("with option \"" .. OF_ANOTHER[i] .. "\" another request is asked about: give its \"path\", too", 3)
-            end
-            return true
+            error("with option \"" .. OF_ANOTHER[i] .. "\" another request is asked about: give its \"path\", too", 3)
         end
     end
     return false
