@@ -409,3 +409,23 @@ async fn hundreds_watch() {
         assert_eq!(client.message().await["events"][0]["kv"]["value"], b64("1"));
     }
 }
+
+#[tokio::test]
+async fn a_large_answer_is_shared_and_never_old() {
+    let mut s = served(None);
+    let large = "x".repeat(1 << 17);
+    let mut client = Raw::connect(s.address).await;
+    let routes = json!({"key": b64("/apisix/routes"), "range_end": b64("/apisix/routet")});
+    for i in 0..3 {
+        s.face.apply(&put("b", &format!("{i}{large}")));
+        let first = client.post("/v3/kv/range", routes.clone()).await;
+        let again = Raw::connect(s.address).await.post("/v3/kv/range", routes.clone()).await;
+        assert_eq!(first.body, again.body);
+        assert_eq!(first.json()["kvs"][2]["value"], b64(&format!("{i}{large}")));
+        // Another question has another answer.
+        let one = client
+            .post("/v3/kv/range", json!({"key": b64("/apisix/routes"), "range_end": b64("/apisix/routet"), "limit": 1}))
+            .await;
+        assert_eq!(keys(&one.json()), ["/apisix/routes/"]);
+    }
+}

@@ -113,8 +113,7 @@ async fn call(hub: &Arc<Hub>, access: &Access, request: Request<Incoming>) -> Re
         "/v3/kv/range" => {
             let wanted: RangeRequest = parse(&body)?;
             access.check(&head.headers)?;
-            let found = answer::range(&*hub.read()?, &wanted)?;
-            Ok(json(&found))
+            Ok(answered(hub.range(&wanted, |store| Ok(to_bytes(&answer::range(store, &wanted)?, b"", b"")))?))
         }
         "/v3/maintenance/status" => Ok(json(&answer::status(&*hub.read()?))),
         "/v3/watch" => {
@@ -168,7 +167,11 @@ pub(super) fn line(message: &WatchResponse) -> Bytes {
 }
 
 fn json<T: Serialize>(value: &T) -> Response<Body> {
-    let mut response = reply(StatusCode::OK, "application/json", to_bytes(value, b"", b""));
+    answered(to_bytes(value, b"", b""))
+}
+
+fn answered(body: Bytes) -> Response<Body> {
+    let mut response = reply(StatusCode::OK, "application/json", body);
     let grpc = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert("grpc-metadata-content-type", grpc);
     response
