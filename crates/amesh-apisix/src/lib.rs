@@ -8,15 +8,31 @@
 
 #![forbid(unsafe_code)]
 
+mod action;
+mod checks;
+mod cond;
 pub mod etcd;
+mod filters;
+mod headers;
+mod hosts;
 mod id;
+mod listeners;
+mod look;
+mod matchers;
 pub mod object;
 mod options;
+mod path;
+mod pcre;
+pub mod plugins;
+mod rewrite;
 pub mod store;
+mod stream;
+mod table;
 mod translator;
 mod upstream;
 mod usage;
 
 pub use object::{Changes, Directory, Key, Object, Refusal};
 pub use options::{Destination, Options};
+pub use plugins::PluginSet;
 pub use translator::Translator;

@@ -19,7 +19,6 @@ pub(crate) struct Usage {
 
 /// `hash_on`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(dead_code)] // Routes choose.
 pub(crate) enum HashOn {
     /// A header.
     Header,

@@ -131,7 +131,10 @@ fn invalid(pattern: &str, reason: String) -> RegexError {
 }
 
 /// What `pattern` means, as [`compile`] understands it.
-pub(crate) fn syntax_tree(pattern: &str) -> Result<Hir, RegexError> {
+///
+/// # Errors
+/// As [`compile`], but for the size of what is compiled.
+pub fn syntax_tree(pattern: &str) -> Result<Hir, RegexError> {
     parse(pattern, &unquote(pattern))
 }
 

@@ -1,6 +1,9 @@
 //! Builders of small meshes.
 #![allow(dead_code)] // Each suite uses its part.
 
+pub mod apisix;
+pub mod schema;
+
 use amesh_apisix::Object;
 use amesh_model::address::Address;
 use amesh_model::batch::{Batch, Item, Value};
