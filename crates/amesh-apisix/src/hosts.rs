@@ -12,6 +12,19 @@ pub(crate) type Ports = BTreeSet<Option<u16>>;
 #[derive(Default)]
 pub(crate) struct Hosts {
     taken: BTreeSet<String>,
+    /// Domains that were asked for once more.
+    pub refused: Vec<String>,
+}
+
+impl Hosts {
+    fn take(&mut self, domain: String) -> bool {
+        let free = !self.taken.contains(&domain);
+        match free {
+            true => drop(self.taken.insert(domain)),
+            false => self.refused.push(domain),
+        }
+        free
+    }
 }
 
 /// The domains of one virtual host.
@@ -42,7 +55,7 @@ impl Hosts {
         let suffix = domains.suffix.iter().map(|(domain, index)| (format!("*{domain}"), *index));
         let all: BTreeMap<String, u32> = exact.chain(suffix).collect();
         for (domain, index) in all {
-            if !self.taken.insert(domain.clone()) {
+            if !self.take(domain.clone()) {
                 continue;
             }
             let (host, port) = parted(&domain);
@@ -61,13 +74,13 @@ impl Hosts {
         }
         let prefixes: BTreeMap<&String, &u32> = domains.prefix.iter().collect();
         for (domain, index) in prefixes {
-            if self.taken.insert(format!("{domain}*")) {
+            if self.take(format!("{domain}*")) {
                 let host = usize::try_from(*index).ok().and_then(|at| out.get_mut(at));
                 host.into_iter().for_each(|host| host.others.push(Other::Begins(domain.clone())));
             }
         }
         if let Some(host) = domains.any.and_then(|index| usize::try_from(index).ok()).and_then(|at| out.get_mut(at)) {
-            host.any = self.taken.insert("*".to_owned());
+            host.any = self.take("*".to_owned());
         }
         for (out, named) in out.iter_mut().zip(named) {
             for (host, ports) in named {

@@ -52,6 +52,11 @@ impl PluginSet {
         self.plugins.is_empty()
     }
 
+    /// Whether there is one of this name.
+    pub(crate) fn has(&self, plugin: &str) -> bool {
+        self.plugins.contains_key(plugin)
+    }
+
     /// What stands in another way than was asked for.
     pub fn refusals(&self) -> impl Iterator<Item = &Refusal> {
         self.refusals.iter()

@@ -9,6 +9,7 @@ use crate::look::Look;
 use crate::matchers;
 use crate::object::Refusal;
 use crate::path::{place, Path};
+use crate::plugins::PluginSet;
 use amesh_model::header::HeaderEdits;
 use amesh_model::route::{PathSpecifier, RequireTls, Route, RouteTable, VirtualHost};
 use serde_json::{json, Map, Value};
@@ -45,8 +46,8 @@ pub(crate) struct Maker<'a, 'm> {
     pub look: &'a mut Look<'m>,
     /// What cannot be said.
     pub refusals: &'a mut Vec<Refusal>,
-    /// `plugin_config_id` of routes that forward.
-    pub plugins: Option<&'a str>,
+    /// `plugin_config_id` of routes that forward, and the plugins there.
+    pub plugins: Option<(&'a str, &'a PluginSet)>,
     /// A request that no virtual host takes must not go on to other routes.
     pub close: bool,
 }
@@ -82,6 +83,12 @@ impl Maker<'_, '_> {
             }
             let ignores_port = table.ignore_port_in_host_matching || served.strips_port;
             let domains = hosts.of(&table, ignores_port);
+            self.refusals.extend(hosts.refused.drain(..).map(|domain| Refusal {
+                what: what.clone(),
+                reason: format!(
+                    "another table has the domain \"{domain}\" already, and they are not told apart; left out"
+                ),
+            }));
             for (index, (host, domains)) in table.virtual_hosts.iter().zip(domains).enumerate() {
                 if domains.is_empty() {
                     continue;
@@ -206,6 +213,14 @@ impl Maker<'_, '_> {
         };
         let target = target.unwrap_or_else(|why| Target::refused(&why));
         self.note(&label, &target);
+        if let Some((_, plugins)) = self.plugins.filter(|_| target.fields.contains_key("upstream_id")) {
+            let own = target.fields.get("plugins").and_then(Value::as_object);
+            for name in own.into_iter().flat_map(Map::keys).filter(|name| plugins.has(name)) {
+                let reason =
+                    format!("it has the plugin \"{name}\" of its own; that from the mesh's documents has no effect");
+                self.refusals.push(Refusal { what: label.clone(), reason });
+            }
+        }
         Some(Entry { path, cond: Cond::all([raw, cond]), target, mark, label, name: route.name.clone() })
     }
 
@@ -233,7 +248,7 @@ impl Maker<'_, '_> {
             if let Some(vars) = Cond::all([placed.cond, under.clone()]).vars() {
                 json.insert("vars".into(), vars);
             }
-            if let Some(plugins) = self.plugins.filter(|_| json.contains_key("upstream_id")) {
+            if let Some((plugins, _)) = self.plugins.filter(|_| json.contains_key("upstream_id")) {
                 json.insert("plugin_config_id".into(), json!(plugins));
             }
             Some((id, json))

@@ -153,12 +153,10 @@ impl Translator {
         if self.plugins == plugins {
             return Changes::default();
         }
-        let toggled = self.plugins.is_empty() != plugins.is_empty();
         self.plugins = plugins;
-        let mut dirty = BTreeSet::from([UnitKey::Plugins]);
-        if toggled {
-            dirty.extend(self.units.keys().filter(|key| matches!(key, UnitKey::Routes(_))).cloned());
-        }
+        // Routes are looked at anew for what they say of plugins; most stay as they are.
+        let routes = self.units.keys().filter(|key| matches!(key, UnitKey::Routes(_)));
+        let dirty = routes.cloned().chain([UnitKey::Plugins]).collect();
         self.remake(dirty, Vec::new())
     }
 
@@ -307,7 +305,7 @@ impl Translator {
             tables: &self.tables,
             look: &mut look,
             refusals: &mut unit.refusals,
-            plugins: (!self.plugins.is_empty()).then_some(PLUGINS),
+            plugins: (!self.plugins.is_empty()).then_some((PLUGINS, &self.plugins)),
             close: self.serving.elsewhere.is_some(),
         };
         let made = maker.routes(&served);

@@ -44,10 +44,9 @@ fn select(text: &str, all: &[(&str, &str)]) -> PluginSet {
 fn mesh() -> Translator {
     let mut translator = Translator::new(Options::default());
     let refused = amesh_model::route::RouteAction::Refuse("a filter".into());
-    let routes = vec![
-        model::route("no", model::path("/no"), refused),
-        model::route("yes", model::prefix("/yes"), model::to("c")),
-    ];
+    let mut yes = model::route("yes", model::prefix("/yes"), model::to("c"));
+    yes.headers.request_remove = vec!["x-a".into()];
+    let routes = vec![model::route("no", model::path("/no"), refused), yes];
     let mut table = model::table(vec![(&["web"], model::virtual_host("web", routes))]);
     table.name = "t".into();
     table.ignore_port_in_host_matching = true;
@@ -118,6 +117,19 @@ fn of_two_plugins_of_a_name_the_later_stands_and_that_is_said() {
     let changes = mesh().set_plugins(set);
     assert_eq!(json(&changes.put[0])["plugins"]["response-rewrite"]["headers"]["X-Header"], "Later");
     assert_eq!(changes.refused.len(), 1);
+}
+
+#[test]
+fn what_the_mesh_says_of_a_request_is_not_replaced() {
+    let text = HEADERS.replace("response-rewrite", "proxy-rewrite");
+    let changes = mesh().set_plugins(select(&text, &[]));
+    let route = json(&changes.put[1]);
+    assert_eq!(route["plugins"]["proxy-rewrite"]["headers"]["remove"][0], "x-a");
+    let [refusal] = changes.refused.as_slice() else { panic!("{:?}", changes.refused) };
+    assert!(
+        refusal.what.ends_with("route 1 \"yes\"") && refusal.reason.contains("\"proxy-rewrite\" of its own"),
+        "{refusal:?}"
+    );
 }
 
 #[test]
