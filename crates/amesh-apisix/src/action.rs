@@ -6,7 +6,7 @@ use crate::look::{Facts, Look};
 use crate::rewrite;
 use crate::upstream::seconds;
 use crate::usage::{HashOn, Usage};
-use amesh_model::filter::Fault;
+use amesh_model::filter::{Fault, LocalRateLimit};
 use amesh_model::hash_policy::{HashMethod, HashPolicy};
 use amesh_model::header::{Format, HeaderEdits};
 use amesh_model::retry::{retry_on, RetryPolicy};
@@ -37,6 +37,10 @@ pub(crate) struct Manager {
     pub fault: Option<Fault>,
     /// There is a filter for [`amesh_model::filter::Cors`].
     pub cors: bool,
+    /// There is a filter that limits requests: the limit of routes that have none of their own.
+    pub rate_limit: Option<LocalRateLimit>,
+    /// There is a filter that holds bodies: the longest, for routes that say nothing of their own; 0: not held.
+    pub max_request_bytes: Option<u32>,
 }
 
 /// A route but for where it stands.
@@ -95,6 +99,18 @@ pub(crate) fn target(
     if let Some(fault) = route.fault.as_deref().or(manager.fault.as_ref()) {
         if let Some(conf) = filters::fault(fault, cluster)? {
             target.plugin("fault-injection", conf);
+        }
+    }
+    if let Some(filters_own) = &manager.rate_limit {
+        let limit = route.rate_limit.as_deref().unwrap_or(filters_own);
+        if limit.bucket.is_some() && limit.enabled.numerator > 0 {
+            return Err("it has a local rate limit; APISIX has limit-count and limit-req instead".to_owned());
+        }
+    }
+    if let Some(filters_own) = manager.max_request_bytes {
+        match route.max_request_bytes.unwrap_or(filters_own) {
+            0 => {}
+            longest => target.plugin("client-control", json!({"max_body_size": longest})),
         }
     }
     if let Some(cors) = route.cors.as_deref().filter(|_| manager.cors) {
@@ -196,6 +212,9 @@ fn forward(
         target.plugin("proxy-rewrite", Value::Object(proxy));
     }
     mirror(action, look, target);
+    if action.internal_redirect.is_some() {
+        target.notes.push("redirects of its endpoints go to the client".to_owned());
+    }
     let idle = action.idle_timeout.unwrap_or(manager.idle_timeout);
     let limits = [action.timeout, action.retry.per_try_timeout, idle];
     if let Some(limit) = limits.into_iter().filter(|ms| *ms > 0).min() {

@@ -258,20 +258,22 @@ fn served(listener: &Listener, manager: &HttpConnectionManager, when: Cond) -> S
             Source::Inline(format!("{} of {}", table.name, listener.name), Arc::new((**table).clone()))
         }
     };
-    let fault = manager.filters.iter().find_map(|filter| match filter {
-        HttpFilter::Fault(fault) => Some(fault.clone()),
-        HttpFilter::Cors => None,
-    });
+    let mut says =
+        Manager { websocket: manager.websocket, idle_timeout: manager.stream_idle_timeout, ..Manager::default() };
+    for filter in &manager.filters {
+        match filter {
+            // Without delay and abort it waits for routes that say something.
+            HttpFilter::Fault(fault) if fault.delay.is_none() && fault.abort.is_none() => {}
+            HttpFilter::Fault(fault) => says.fault = Some(fault.clone()),
+            HttpFilter::Cors => says.cors = true,
+            HttpFilter::LocalRateLimit(limit) => says.rate_limit = Some(limit.clone()),
+            HttpFilter::Buffer(longest) => says.max_request_bytes = Some(*longest),
+        }
+    }
     Served {
         source,
         when,
-        manager: Manager {
-            websocket: manager.websocket,
-            idle_timeout: manager.stream_idle_timeout,
-            // Without delay and abort it waits for routes that say something.
-            fault: fault.filter(|fault| fault.delay.is_some() || fault.abort.is_some()),
-            cors: manager.filters.iter().any(|filter| matches!(filter, HttpFilter::Cors)),
-        },
+        manager: says,
         strips_port: manager.strip_any_host_port || manager.strip_matching_host_port,
         has_internal: !manager.internal_addresses.is_empty(),
     }

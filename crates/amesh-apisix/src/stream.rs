@@ -7,7 +7,7 @@ use crate::object::Refusal;
 use crate::options::Options;
 use crate::usage::Usage;
 use amesh_model::address::Address;
-use amesh_model::listener::{ChainAction, FilterChain, Listener, SourceType, TcpProxy};
+use amesh_model::listener::{ChainAction, FilterChain, Listener, SourceType, TcpCluster, TcpProxy};
 use serde_json::{json, Map, Value};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ fn target(listener: &Listener, chain: &FilterChain, look: &mut Look<'_>) -> Resu
     {
         return Err("it asks for more than address, port and server name".to_owned());
     }
-    let [(cluster, _)] = clusters.as_slice() else {
+    let [TcpCluster { name: cluster, .. }] = clusters.as_slice() else {
         return Err("it has several clusters, and stream routes have no traffic-split".to_owned());
     };
     match look.cluster(cluster) {

@@ -33,6 +33,9 @@ pub(crate) fn unusable(cluster: &Cluster) -> Option<String> {
     if cluster.discovery == Discovery::OriginalDst {
         return Some("it goes to where the connection was going (ORIGINAL_DST)".to_owned());
     }
+    if cluster.proxy_protocol.is_some() {
+        return Some("its endpoints are told by the PROXY protocol who the client is".to_owned());
+    }
     cluster.subsets.as_ref().map(|_| "it has subsets by metadata".to_owned())
 }
 

@@ -8,7 +8,7 @@ use amesh_apisix::{Changes, Directory, Options, Translator};
 use amesh_model::batch::{Batch, Value as Resource};
 use amesh_model::cluster::{Cluster, LbPolicy};
 use amesh_model::endpoint::{EndpointSet, HealthStatus};
-use amesh_model::filter::{Cors, Fault, FaultAbort, FaultDelay, FaultError, HttpFilter};
+use amesh_model::filter::{Cors, Fault, FaultAbort, FaultDelay, FaultError, HttpFilter, LocalRateLimit};
 use amesh_model::hash_policy::{HashMethod, HashPolicy};
 use amesh_model::header::{AppendAction, Format, HeaderEdits, HeaderValueOption};
 use amesh_model::health::{HealthCheck, HealthCheckKind, OutlierDetection};
@@ -24,11 +24,16 @@ use serde_json::{json, Value};
 
 /// The objects of a mesh with one route, at `/p`, and these clusters; with what is refused.
 fn made(route: Route, clusters: Vec<Cluster>) -> (Vec<Value>, Vec<Value>, Changes) {
+    made_with(vec![HttpFilter::Fault(Fault::default()), HttpFilter::Cors], route, clusters)
+}
+
+/// The same with these filters.
+fn made_with(filters: Vec<HttpFilter>, route: Route, clusters: Vec<Cluster>) -> (Vec<Value>, Vec<Value>, Changes) {
     let mut table = model::table(vec![(&["web"], model::virtual_host("web", vec![route]))]);
     table.name = "t".into();
     let mut manager = model::hcm();
     manager.routes = RouteSpecifier::Rds("t".into());
-    manager.filters = vec![HttpFilter::Fault(Fault::default()), HttpFilter::Cors];
+    manager.filters = filters;
     let action = ChainAction::Http(Box::new(manager));
     let mut listener = model::listener(vec![FilterChain {
         name: String::new(),
@@ -219,6 +224,27 @@ fn faults_are_whole_per_cents() {
     });
     assert_eq!(routes[0]["plugins"]["fault-injection"], wanted);
     refuses(with(fault(333, 1000)), "no whole number per cent");
+}
+
+#[test]
+fn limits_of_requests() {
+    let filters = vec![
+        HttpFilter::LocalRateLimit(LocalRateLimit {
+            bucket: Some(amesh_model::bucket::TokenBucket::default()),
+            enabled: Fraction { numerator: 100, denominator: 100 },
+            enforced: Fraction { numerator: 100, denominator: 100 },
+            ..LocalRateLimit::default()
+        }),
+        HttpFilter::Buffer(4096),
+    ];
+    let mut route = at_p(model::to("c"));
+    let (routes, _, changes) = made_with(filters.clone(), route.clone(), vec![plain_cluster("c")]);
+    assert!(changes.refused[0].reason.contains("local rate limit"), "{:?}", changes.refused);
+    assert_eq!(routes[0]["plugins"]["fault-injection"]["abort"]["http_status"], 503);
+    route.rate_limit = Some(Box::default());
+    let (routes, _, changes) = made_with(filters, route, vec![plain_cluster("c")]);
+    assert_eq!(changes.refused, []);
+    assert_eq!(routes[0]["plugins"], json!({"client-control": {"max_body_size": 4096}}));
 }
 
 #[test]

@@ -55,6 +55,10 @@ pub fn plain_cluster(name: &str) -> Cluster {
         health_check: None,
         outlier_detection: None,
         circuit_breakers: Default::default(),
+        max_connection_duration: 0,
+        max_connection_duration_jitter: 0.0,
+        proxy_protocol: None,
+        high_priority: None,
         refuse: None,
         cell: 0,
     }
