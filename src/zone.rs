@@ -22,6 +22,7 @@ use std::hash::{Hash, Hasher};
 use std::os::raw::c_char;
 use std::ptr::NonNull;
 
+pub use amesh_model::layout_hash;
 pub use amesh_shm::{hash as hash_key, Held, Slot, Stats};
 
 mod publisher;
@@ -30,22 +31,6 @@ pub use publisher::Publisher;
 /// Directory hash of a resource's key.
 pub fn hash(kind: Kind, name: &[u8]) -> u64 {
     hash_key(kind as u8, name)
-}
-
-/// What one layout of archived data can be read by: this very build of the module's data types.
-pub fn layout_hash() -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    (env!("CARGO_PKG_VERSION"), amesh_model::LAYOUT).hash(&mut hasher);
-    for size in [
-        size_of::<ArchivedListener>(),
-        size_of::<ArchivedRouteTable>(),
-        size_of::<ArchivedCluster>(),
-        size_of::<ArchivedEndpointSet>(),
-        size_of::<ArchivedListenerIndex>(),
-    ] {
-        size.hash(&mut hasher);
-    }
-    hasher.finish()
 }
 
 /// The clock of ejections, of all processes of this host: monotonic, ms, wrapping.

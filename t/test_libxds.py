@@ -180,3 +180,45 @@ def test_a_thousand_updates_leave_no_error():
         served(apisix, apisix.b)
         amesh.until(lambda: apisix.written()["/routes/r"]["desc"] == "999", what="the last update")
         assert apisix.errors() == []
+
+
+@pytest.fixture(params=["alone", "with the module"])
+def meshed(request):
+    """APISIX with the mesh of files, from the library's own engine or from the module's zone."""
+    module = request.param != "alone"
+    apisix = Apisix(env={"AMESH_DESTINATION": "server"}, module=module)
+    if module:
+        apisix.main = f"amesh {{ zone mesh 4m; server file:{apisix.xds}; }}"
+    else:
+        apisix.env["AMESH_XDS_ADDRESS"] = f"file:{apisix.xds}"
+    return apisix
+
+
+def test_objects_of_ones_own_stand_beside_those_of_the_mesh(meshed):
+    meshed.env["AMESH_OBJECTS"] = str(meshed.objects)
+    with meshed.mesh() as apisix:
+
+        def cluster(name):
+            found = [o["id"] for k, o in apisix.written().items() if k.startswith("/upstreams/") and o.get("name") == name]
+            return found and found[0]
+
+        id = amesh.until(lambda: cluster("a"), what="the cluster's upstream")
+        apisix.say(routes=[{"id": "own", "uri": "/own", "upstream_id": id}])
+        served(apisix, apisix.a, "/own")
+        apisix.put("clusters.yaml", amesh.cluster("a", apisix.b))
+        served(apisix, apisix.b, "/own")
+        amesh.until(lambda: not cluster("b"), what="the end of a cluster")
+        # The young process is told of the mesh, and of the objects.
+        version = apisix.version()
+        apisix.reload()
+        time.sleep(1.5)
+        assert apisix.version() == version
+        served(apisix, apisix.b, "/own")
+        assert len(apisix.agent()) == 1
+        assert apisix.errors() == []
+
+
+def test_without_its_control_plane_apisix_starts_at_once():
+    with Apisix(env={"AMESH_XDS_ADDRESS": f"127.0.0.1:{amesh.free_port()}", "AMESH_NODE": "test"}) as apisix:
+        assert apisix.get()[0] == 404
+        assert int(apisix.version()) > 0

@@ -13,6 +13,8 @@
 // The archived twins that rkyv derives carry no documentation of their own.
 #![allow(missing_docs)]
 
+use std::hash::{Hash, Hasher};
+
 pub mod address;
 pub mod batch;
 pub mod bucket;
@@ -64,3 +66,19 @@ impl Kind {
 /// Goes up when an archived type changes in a way that its size does not show: zones and snapshots of another layout are
 /// not read.
 pub const LAYOUT: u32 = 5;
+
+/// What archived data can be read by: this very build of the types. Two that say the same read the same.
+pub fn layout_hash() -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (env!("CARGO_PKG_VERSION"), LAYOUT).hash(&mut hasher);
+    for size in [
+        size_of::<listener::ArchivedListener>(),
+        size_of::<route::ArchivedRouteTable>(),
+        size_of::<cluster::ArchivedCluster>(),
+        size_of::<endpoint::ArchivedEndpointSet>(),
+        size_of::<listener::ArchivedListenerIndex>(),
+    ] {
+        size.hash(&mut hasher);
+    }
+    hasher.finish()
+}

@@ -3,6 +3,8 @@
 use crate::engine::{Config, Protocol, Server, Source, Target, Tls};
 use crate::node::{self, NodeConfig, NodeError, Overrides};
 use crate::transport::TargetError;
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Where Istio's injection puts the root certificate of the control plane, and the token that it wants.
@@ -101,6 +103,16 @@ impl Settings {
         })
     }
 
+    /// The labels of this workload, as a control plane is told them.
+    ///
+    /// # Errors
+    /// A variable or file that makes no sense.
+    pub fn labels(&self) -> Result<BTreeMap<String, String>, NodeError> {
+        let node = self.node()?;
+        let labels = node.metadata.get("LABELS").and_then(Json::as_object).into_iter().flatten();
+        Ok(labels.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect())
+    }
+
     fn server(&self, server: &str, roots: Option<&PathBuf>) -> Result<Server, SettingsError> {
         let target: Target = server.parse()?;
         let tls = match (&target, self.ssl) {
@@ -132,4 +144,42 @@ impl Settings {
 
 fn there(path: &str) -> Option<PathBuf> {
     Path::new(path).exists().then(|| path.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(servers: &[&str]) -> Settings {
+        Settings { servers: servers.iter().map(|s| (*s).to_owned()).collect(), ..Settings::default() }
+    }
+
+    #[test]
+    fn labels_are_those_of_the_node() {
+        let metadata = vec![("LABELS".to_owned(), r#"{"app":"reviews","n":1}"#.to_owned())];
+        let labels = Settings { node_metadata: metadata, ..of(&[]) }.labels().unwrap();
+        assert_eq!(labels.get("app").map(String::as_str), Some("reviews"));
+        assert_eq!(labels.get("n"), None);
+    }
+
+    #[test]
+    fn tls_is_what_the_port_says_unless_it_is_said() {
+        let plain = |s: &Settings| match s.config(0).map(|c| c.sources) {
+            Ok(sources) => matches!(sources.as_slice(), [Source::Grpc(Server { tls: None, .. })]),
+            Err(e) => panic!("{e}"),
+        };
+        assert!(plain(&of(&["istiod:15010"])));
+        assert!(plain(&of(&["unix:/run/xds"])));
+        assert!(plain(&Settings { ssl: Some(false), ..of(&["istiod:15012"]) }));
+        let roots = Some("/roots.pem".into());
+        assert!(!plain(&Settings { ssl_trusted_certificate: roots, ..of(&["istiod:15012"]) }));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        assert_eq!(of(&["file:/a", "b:1"]).config(0), Err(SettingsError::Mixed));
+        let half = Settings { ssl_certificate: Some("/c.pem".into()), ..of(&["a:1"]) };
+        assert_eq!(half.config(0), Err(SettingsError::HalfCertificate));
+        assert!(matches!(of(&["nonsense"]).config(0), Err(SettingsError::Target(_))));
+    }
 }

@@ -3,24 +3,31 @@
 //! It begins in `initial` and ends with the process, or when a younger privileged agent has taken the dictionaries over:
 //! at a reload both run for a while. All signals are blocked: nginx's handlers belong to the main thread.
 
+use crate::bridge::{Bridge, SlotsError};
 use crate::log::Log;
 use crate::mesh::Mesh;
 use crate::mirror::{Mirror, Origin};
 use crate::objects::Objects;
 use crate::settings::{Settings, SettingsError};
 use crate::shdict::Zone;
+use crate::slots::{Module, OtherBuild};
 use crate::store::Store;
 use crate::version::{StoreError, Version};
 use amesh_apisix::Options;
-use amesh_xds::engine::{self, Command, Engine, Level, Log as _, Source};
+use amesh_model::batch::Batch;
+use amesh_xds::engine::{self, Command, Engine, Level, Log as _, Publisher, Source};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Snapshots hold resources as they came, in no layout of this library's.
 const LAYOUT: u64 = 1;
+/// How often the module's zone is looked at: one load, while nothing changes.
+const BRIDGE_PAUSE: Duration = Duration::from_millis(5);
+/// nginx may call this library before the module has its zone.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often files are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -36,6 +43,9 @@ pub enum StartError {
     /// What they say of the mesh.
     #[error(transparent)]
     Mesh(#[from] amesh_xds::settings::SettingsError),
+    /// The module.
+    #[error(transparent)]
+    Module(#[from] OtherBuild),
     /// The thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -96,11 +106,22 @@ impl Thread {
     }
 
     fn serve(self, log: Log) -> Result<(), StartError> {
+        // APISIX's stream subsystem does not read the dictionaries.
+        let options = Options {
+            destination: self.settings.destination,
+            inbound: self.settings.inbound,
+            stream_routes: false,
+            labels: self.settings.mesh.labels().map_err(amesh_xds::settings::SettingsError::from)?,
+        };
         let (commands, receiver) = crossbeam_channel::unbounded();
         // Nobody listens any more where the thread has ended already.
         let on_lost = Box::new(move || drop(commands.send(Command::Stop)));
         let objects = self.settings.objects.map(Objects::new);
         if self.settings.mesh.servers.is_empty() {
+            if let Some(module) = Module::find()? {
+                let mirror = Mirror::open(self.store, objects, Origin::ControlPlane, log, on_lost)?;
+                return bridge(module, Mesh::new(mirror, options, log), &self.version, log);
+            }
             let mut mirror = Mirror::open(self.store, objects, Origin::Nowhere, log, on_lost)?;
             self.version.release()?;
             while !mirror.is_lost() {
@@ -117,7 +138,7 @@ impl Thread {
             self.version.release()?;
         }
         let mirror = Mirror::open(self.store, objects, origin, log, on_lost)?;
-        let mut engine = Engine::new(config, Mesh::new(mirror, Options::default(), log), log);
+        let mut engine = Engine::new(config, Mesh::new(mirror, options, log), log);
         match engine.load() {
             Ok(loaded) => log.log(Level::Notice, &loaded.to_string()),
             Err(e) => log.log(Level::Error, &e.to_string()),
@@ -125,6 +146,47 @@ impl Thread {
         self.version.release()?;
         follow(engine, &receiver, log).map_err(StartError::Thread)
     }
+}
+
+/// Writes what the module's zone holds, until another process writes.
+fn bridge(module: Module, mut mesh: Mesh<Zone, Log>, version: &Version<Zone>, log: Log) -> Result<(), StartError> {
+    let mut bridge = Bridge::new(module);
+    let start = Instant::now();
+    let mut tick = start + TICK;
+    // What is wrong now, told once.
+    let mut told: Option<String> = None;
+    while !mesh.is_lost() {
+        let ticks = Instant::now() >= tick;
+        let looked = match bridge.look() {
+            Err(SlotsError::NoZone) if start.elapsed() < PATIENCE => Ok(None),
+            looked => looked,
+        };
+        let result = match looked {
+            Ok(Some(batch)) => Some(mesh.apply(&batch).map_err(|e| format!("{e}; last good serves"))),
+            // What did not fit is tried again now and then.
+            Ok(None) if told.is_some() && ticks => {
+                Some(mesh.apply(&Batch::default()).map_err(|e| format!("{e}; last good serves")))
+            }
+            Ok(None) => None,
+            Err(e) => Some(Err(e.to_string())),
+        };
+        // After the first look: of a zone that is there already all of it is written by then.
+        version.release()?;
+        match result {
+            Some(Err(e)) if told.as_ref() != Some(&e) => {
+                log.log(Level::Error, &e);
+                told = Some(e);
+            }
+            Some(Ok(())) => told = None,
+            _ => {}
+        }
+        if ticks {
+            mesh.tick();
+            tick = Instant::now() + TICK;
+        }
+        std::thread::sleep(BRIDGE_PAUSE);
+    }
+    Ok(())
 }
 
 /// Runs the engine until it is told to stop. After a panic it goes on with a growing pause: the same one, since it alone

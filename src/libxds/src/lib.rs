@@ -4,6 +4,7 @@
 //! then writes the mesh into the first, as APISIX's own objects, and raises the version in the second. See docs/libxds.md.
 
 mod agent;
+mod bridge;
 mod dictionary;
 mod index;
 mod log;
@@ -12,6 +13,7 @@ mod mirror;
 mod objects;
 mod settings;
 mod shdict;
+mod slots;
 mod store;
 mod version;
 

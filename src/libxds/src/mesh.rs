@@ -21,6 +21,11 @@ impl<D: Dictionary, L: Log> Mesh<D, L> {
         Mesh { mirror, translator: Translator::new(options), log }
     }
 
+    /// Whether another process writes now.
+    pub fn is_lost(&self) -> bool {
+        self.mirror.is_lost()
+    }
+
     /// Writes what a batch changes.
     ///
     /// # Errors

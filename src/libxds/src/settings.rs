@@ -2,6 +2,7 @@
 //!
 //! nginx hands no variable on that `env` (in APISIX `nginx_config.envs`) does not name.
 
+use amesh_apisix::Destination;
 use amesh_xds::engine::Level;
 use amesh_xds::settings::Settings as Mesh;
 use serde::de::{Deserializer, Error as _};
@@ -20,6 +21,10 @@ pub struct Settings {
     pub mesh: Mesh,
     /// A file or directory of APISIX's own objects.
     pub objects: Option<PathBuf>,
+    /// How APISIX tells where a request was going.
+    pub destination: Destination,
+    /// Listeners of the inbound direction are translated, too.
+    pub inbound: bool,
     /// The least that is logged.
     pub log_level: Level,
 }
@@ -75,7 +80,19 @@ struct Said {
     snapshot: Option<PathBuf>,
     mark: Option<u32>,
     objects: Option<PathBuf>,
+    destination: Option<To>,
+    #[serde(deserialize_with = "switch")]
+    inbound: Option<bool>,
     log_level: Option<LogLevel>,
+}
+
+/// [`Destination`].
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum To {
+    Original,
+    Server,
+    Ignored,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -176,7 +193,10 @@ impl Said {
         }
         parsed("AMESH_PROTOCOL", said, &mut self.protocol, word)?;
         parsed("AMESH_LOG_LEVEL", said, &mut self.log_level, word)?;
-        parsed("AMESH_SSL", said, &mut self.ssl, |text| switch(Json::from(text)).map(Option::unwrap_or_default))?;
+        parsed("AMESH_DESTINATION", said, &mut self.destination, word)?;
+        for (name, place) in [("AMESH_SSL", &mut self.ssl), ("AMESH_INBOUND", &mut self.inbound)] {
+            parsed(name, said, place, |text| switch(Json::from(text)).map(Option::unwrap_or_default))?;
+        }
         parsed("AMESH_MARK", said, &mut self.mark, |text| {
             text.parse().map_err(|_| serde_json::Error::custom("it is a number"))
         })?;
@@ -196,6 +216,12 @@ impl Said {
         });
         Settings {
             objects: self.objects,
+            destination: match self.destination {
+                Some(To::Server) => Destination::Server,
+                Some(To::Ignored) => Destination::Ignored,
+                Some(To::Original) | None => Destination::Original,
+            },
+            inbound: self.inbound.unwrap_or_default(),
             log_level: match self.log_level {
                 Some(LogLevel::Error) => Level::Error,
                 Some(LogLevel::Warn) => Level::Warn,
@@ -273,12 +299,15 @@ mod tests {
             ("AMESH_NODE_METADATA", r#"{"C":"e"}"#),
             ("AMESH_MARK", "1337"),
             ("AMESH_OBJECTS", ""),
+            ("AMESH_DESTINATION", "server"),
+            ("AMESH_INBOUND", "on"),
         ])
         .unwrap();
         assert_eq!(settings.mesh.servers, ["file:/xds"]);
         assert_eq!((settings.mesh.sotw, settings.mesh.ssl, settings.mesh.mark), (false, Some(true), Some(1337)));
         assert_eq!(settings.mesh.node_locality, Some(("there".into(), "b".into(), "c".into())));
         assert_eq!(settings.mesh.node_metadata.last(), Some(&("C".into(), "e".into())));
+        assert_eq!((settings.destination, settings.inbound), (Destination::Server, true));
         assert_eq!(settings.objects, Some("/o".into()));
     }
 
@@ -291,6 +320,7 @@ mod tests {
             (vec![("AMESH_CONFIG", "/nonexistent/amesh.yaml")], "/nonexistent/amesh.yaml"),
             (vec![("AMESH_PROTOCOL", "grpc")], "AMESH_PROTOCOL"),
             (vec![("AMESH_SSL", "maybe")], "AMESH_SSL"),
+            (vec![("AMESH_DESTINATION", "nowhere")], "AMESH_DESTINATION"),
             (vec![("AMESH_MARK", "-1")], "AMESH_MARK"),
             (vec![("AMESH_NODE_METADATA", "[]")], "AMESH_NODE_METADATA"),
         ] {

@@ -109,12 +109,14 @@ impl<D: Dictionary> Version<D> {
         Ok(())
     }
 
-    /// From now on the version is raised; now, if that is due or APISIX waits.
+    /// From now on the version is raised; now, if that is due or APISIX waits. Once is enough.
     ///
     /// # Errors
     /// The dictionary refuses.
     pub fn release(&self) -> Result<(), StoreError> {
-        self.held.store(false, Ordering::Relaxed);
+        if !self.held.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
         if self.is_awaited()? {
             self.due.store(true, Ordering::Relaxed);
         }

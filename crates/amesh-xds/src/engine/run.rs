@@ -504,9 +504,10 @@ impl<P: Publisher, L: Log> Engine<P, L> {
                     let outage = self.outage.get_or_insert_with(|| (Instant::now(), HashMap::new()));
                     // The same words from the same server are told once an outage.
                     if outage.1.insert(current, text.clone()).as_ref() != Some(&text) {
-                        let serves = if self.world.published { ", last good serves" } else { "" };
+                        let (level, serves) =
+                            if self.world.published { (Level::Warn, ", last good serves") } else { (Level::Error, "") };
                         let again = format!("{text}; trying again in {} ms{serves}", pause.as_millis());
-                        self.world.log.log(Level::Error, &again);
+                        self.world.log.log(level, &again);
                     }
                     self.error(current, error.to_string());
                 }
