@@ -257,6 +257,9 @@ fn served(listener: &Listener, manager: &HttpConnectionManager, when: Cond) -> S
         RouteSpecifier::Inline(table) => {
             Source::Inline(format!("{} of {}", table.name, listener.name), Arc::new((**table).clone()))
         }
+        RouteSpecifier::Scoped(_) => {
+            Source::Refused(listener.name.clone(), "its route table depends on a header (scoped routes)".to_owned())
+        }
     };
     let mut says =
         Manager { websocket: manager.websocket, idle_timeout: manager.stream_idle_timeout, ..Manager::default() };
