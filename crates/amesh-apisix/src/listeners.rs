@@ -119,7 +119,7 @@ fn addresses(listener: &Listener, all: &[&Listener], destination: Destination) -
     Cond::any(listener.addresses.iter().map(|address| match address {
         Address::Pipe(_) => Cond::False,
         Address::Socket { ip, port } if is_any(*ip) => {
-            let others = all.iter().filter(|other| other.name != listener.name && !other.use_original_dst);
+            let others = all.iter().filter(|l| l.name != listener.name && !l.use_original_dst && l.udp.is_none());
             let exact: BTreeSet<String> = others
                 .filter(|other| (other.traffic_direction == TrafficDirection::Inbound) == is_inbound(listener))
                 .flat_map(|other| &other.addresses)

@@ -23,6 +23,11 @@ pub(crate) fn routes(
     let Some(listener) = listeners.get(name).filter(|l| is_wanted(l, options) && !l.use_original_dst) else {
         return Vec::new();
     };
+    if listener.udp.is_some() {
+        let reason = "it is for UDP; not served".to_owned();
+        refusals.push(Refusal { what: format!("listener \"{name}\""), reason });
+        return Vec::new();
+    }
     let has_http = listener.filter_chains.iter().any(|chain| matches!(chain.action, ChainAction::Http(_)));
     let chains: Vec<&FilterChain> = listener
         .filter_chains

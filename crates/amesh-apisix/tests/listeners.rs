@@ -6,7 +6,9 @@ mod model;
 
 use amesh_apisix::{Destination, Directory, Options, Translator};
 use amesh_model::batch::{Batch, Value as Resource};
-use amesh_model::listener::{ChainAction, FilterChain, FilterChainMatch, Listener, RouteSpecifier, TrafficDirection};
+use amesh_model::listener::{
+    ChainAction, FilterChain, FilterChainMatch, Listener, RouteSpecifier, ScopedRoutes, TrafficDirection,
+};
 use common::put;
 use serde_json::{json, Value};
 
@@ -111,7 +113,13 @@ fn a_listener_or_chain_that_must_not_be_served_answers_503() {
     refused.refuse = Some("an unknown filter".into());
     let mut late = http("m", "10.0.0.1:81", "none");
     late.name = "m".into();
-    for (listener, says) in [(refused, "an unknown filter"), (late, "it has not come yet")] {
+    let mut scoped = http("s", "10.0.0.1:82", "a");
+    if let ChainAction::Http(manager) = &mut scoped.filter_chains[0].action {
+        manager.routes = RouteSpecifier::Scoped(Box::new(ScopedRoutes { scope_key_builder: vec![], scopes: vec![] }));
+    }
+    for (listener, says) in
+        [(refused, "an unknown filter"), (late, "it has not come yet"), (scoped, "its route table depends on a header")]
+    {
         let routes = made(Options::default(), vec![listener], Directory::Routes);
         assert_eq!(routes.len(), 1);
         assert!(routes[0]["desc"].as_str().unwrap().starts_with(says), "{}", routes[0]);
