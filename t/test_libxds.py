@@ -8,6 +8,7 @@ import time
 import amesh
 import pytest
 from apisix import LIBXDS, Apisix, upstream
+from test_control_plane import ControlPlane, program  # noqa: F401
 
 
 def simple(apisix, to="a"):
@@ -204,6 +205,7 @@ def test_objects_of_ones_own_stand_beside_those_of_the_mesh(meshed):
 
         id = amesh.until(lambda: cluster("a"), what="the cluster's upstream")
         apisix.say(routes=[{"id": "own", "uri": "/own", "upstream_id": id}])
+        amesh.until(lambda: "/routes/own" in apisix.written(), what="the route")
         served(apisix, apisix.a, "/own")
         apisix.put("clusters.yaml", amesh.cluster("a", apisix.b))
         served(apisix, apisix.b, "/own")
@@ -216,6 +218,102 @@ def test_objects_of_ones_own_stand_beside_those_of_the_mesh(meshed):
         served(apisix, apisix.b, "/own")
         assert len(apisix.agent()) == 1
         assert apisix.errors() == []
+
+
+def test_the_mesh_of_files_is_served(meshed):
+    with meshed.mesh() as apisix:
+        assert apisix.get() == (200, str(apisix.a)), "by the first request"
+        for n in range(3):
+            before = apisix.version()
+            apisix.mesh("b" if n % 2 == 0 else "a")
+            served(apisix, apisix.b if n % 2 == 0 else apisix.a)
+            assert apisix.version() > before
+        apisix.put("clusters.yaml", amesh.cluster("a", apisix.a), amesh.cluster("b", apisix.a))
+        served(apisix, apisix.a)
+        assert apisix.errors() == []
+
+
+def test_a_reload_and_a_killed_agent_change_nothing_of_the_mesh(meshed):
+    with meshed.mesh() as apisix:
+        served(apisix, apisix.a)
+        written = apisix.written()
+        version = apisix.version()
+        apisix.reload()
+        served(apisix, apisix.a)
+        [agent] = amesh.until(lambda: len(apisix.agent()) == 1 and apisix.agent(), what="one thread")
+        os.kill(agent, signal.SIGKILL)
+        amesh.until(lambda: len(apisix.agent()) == 1 and apisix.agent() != [agent], what="a new process")
+        time.sleep(1.5)
+        assert (apisix.written(), apisix.version()) == (written, version)
+        apisix.mesh("b")
+        served(apisix, apisix.b)
+
+
+PLUGIN = """
+apiVersion: apisix.apache.org/v1alpha1
+kind: AmeshPluginConfig
+metadata: {name: closed}
+spec:
+  selector: {matchLabels: {app: web}}
+  plugins: [{name: fault-injection, config: '{"abort": {"http_status": 429}}'}]
+"""
+
+
+def test_plugins_from_the_mesh_come_and_go(meshed):
+    plugins = meshed.dir / "plugins"
+    plugins.mkdir()
+    meshed.env.update(AMESH_PLUGINS=str(plugins), AMESH_NODE_METADATA='{"LABELS": {"app": "web"}}')
+    with meshed.mesh() as apisix:
+        served(apisix, apisix.a)
+        (plugins / "closed.yaml").write_text(PLUGIN.replace("app: web", "app: other"))
+        time.sleep(1.5)
+        assert apisix.get() == (200, str(apisix.a))
+        (plugins / "closed.yaml").write_text(PLUGIN)
+        amesh.until(lambda: apisix.get()[0] == 429, what="the plugin")
+        (plugins / "closed.yaml").unlink()
+        served(apisix, apisix.a)
+
+
+def test_a_real_control_plane_that_goes_away_and_comes_back(program):  # noqa: F811
+    listen = f"127.0.0.1:{amesh.free_port()}"
+    apisix = Apisix(env={"AMESH_XDS_ADDRESS": listen, "AMESH_NODE": "test", "AMESH_DESTINATION": "server"})
+
+    def plane():
+        options = {"clusters": 2, "endpoints": 1, "vhosts": 2, "routes": 2}
+        places = (f"-upstreams=127.0.0.1:{apisix.a}", f"-listener=127.0.0.1:{apisix.port}")
+        return ControlPlane(program, *places, listen=listen, **options)
+
+    with plane() as first, apisix:
+        served(apisix, apisix.a, host="v0.mesh.test")
+        assert apisix.get(host="new.mesh.test")[0] == 404
+        for n in range(200):
+            first.say(f"assign c0 127.0.0.1:{apisix.a if n % 2 else apisix.b}")
+        served(apisix, apisix.a, host="v0.mesh.test")
+        before, written = apisix.version(), apisix.written()
+        first.say(f"assign c0 127.0.0.1:{apisix.b}")
+        served(apisix, apisix.b, host="v0.mesh.test")
+        now = apisix.written()
+        changed = [key for key in now if written.get(key) != now[key]]
+        assert now.keys() == written.keys() and len(changed) == 1 and changed[0].startswith("/upstreams/")
+        assert apisix.version() > before
+        first.say("add new")
+        amesh.until(lambda: apisix.get(host="new.mesh.test")[0] == 200, what="the new virtual host")
+        first.say("remove new")
+        amesh.until(lambda: apisix.get(host="new.mesh.test")[0] == 404, what="its end")
+        first.say(f"assign c0 127.0.0.1:{apisix.a}")
+        served(apisix, apisix.a, host="v0.mesh.test")
+        first.process.terminate()
+        first.process.wait(10)
+        amesh.until(lambda: "last good serves" in apisix.log(), what="the message")
+        served(apisix, apisix.a, host="v0.mesh.test")
+        # A new process does not know the mesh, and serves what stands in the dictionary.
+        version = apisix.version()
+        apisix.reload()
+        served(apisix, apisix.a, host="v0.mesh.test")
+        assert apisix.version() == version
+        with plane() as second:
+            second.say(f"assign c0 127.0.0.1:{apisix.b}")
+            amesh.until(lambda: apisix.get(host="v0.mesh.test") == (200, str(apisix.b)), seconds=40, what="the way back")
 
 
 def test_without_its_control_plane_apisix_starts_at_once():

@@ -97,8 +97,15 @@ function _M.access()
     end
     local ctx = { route = route, uri = ngx.var.request_uri, upstream_id = route.upstream_id, upstream = route.upstream }
     ngx.ctx.api = ctx
+    -- A plugin of the route's own goes before one of its plugin_config.
+    local shared = route.plugin_config_id and xds.get("/plugin_configs", route.plugin_config_id)
+    if route.plugin_config_id and not shared then
+        ngx.log(ngx.ERR, "no plugin_config ", route.plugin_config_id)
+        return refuse(503)
+    end
+    ctx.plugins = setmetatable(route.plugins or {}, { __index = shared and shared.plugins })
     for _, plugin in ipairs(plugins) do
-        local conf = (route.plugins or {})[plugin[1]]
+        local conf = ctx.plugins[plugin[1]]
         if conf then
             plugin[2](conf, ctx)
         end
@@ -166,7 +173,7 @@ end
 
 function _M.header_filter()
     local ctx = ngx.ctx.api
-    local conf = ctx and (ctx.route.plugins or {})["response-rewrite"]
+    local conf = ctx and ctx.plugins and ctx.plugins["response-rewrite"]
     if conf and conf.headers then
         local function set(name, value) ngx.header[name] = value end
         edit(conf.headers, set, function(name) ngx.header[name] = nil end, set)

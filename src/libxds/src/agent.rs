@@ -8,6 +8,7 @@ use crate::log::Log;
 use crate::mesh::Mesh;
 use crate::mirror::{Mirror, Origin};
 use crate::objects::Objects;
+use crate::plugins::Plugins;
 use crate::settings::{Settings, SettingsError};
 use crate::shdict::Zone;
 use crate::slots::{Module, OtherBuild};
@@ -106,13 +107,15 @@ impl Thread {
     }
 
     fn serve(self, log: Log) -> Result<(), StartError> {
+        let labels = self.settings.mesh.labels().map_err(amesh_xds::settings::SettingsError::from)?;
         // APISIX's stream subsystem does not read the dictionaries.
         let options = Options {
             destination: self.settings.destination,
             inbound: self.settings.inbound,
             stream_routes: false,
-            labels: self.settings.mesh.labels().map_err(amesh_xds::settings::SettingsError::from)?,
+            labels: labels.clone(),
         };
+        let plugins = self.settings.plugins.map(|path| Plugins::new(path, labels));
         let (commands, receiver) = crossbeam_channel::unbounded();
         // Nobody listens any more where the thread has ended already.
         let on_lost = Box::new(move || drop(commands.send(Command::Stop)));
@@ -120,7 +123,7 @@ impl Thread {
         if self.settings.mesh.servers.is_empty() {
             if let Some(module) = Module::find()? {
                 let mirror = Mirror::open(self.store, objects, Origin::ControlPlane, log, on_lost)?;
-                return bridge(module, Mesh::new(mirror, options, log), &self.version, log);
+                return bridge(module, Mesh::new(mirror, plugins, options, log), &self.version, log);
             }
             let mut mirror = Mirror::open(self.store, objects, Origin::Nowhere, log, on_lost)?;
             self.version.release()?;
@@ -138,7 +141,7 @@ impl Thread {
             self.version.release()?;
         }
         let mirror = Mirror::open(self.store, objects, origin, log, on_lost)?;
-        let mut engine = Engine::new(config, Mesh::new(mirror, options, log), log);
+        let mut engine = Engine::new(config, Mesh::new(mirror, plugins, options, log), log);
         match engine.load() {
             Ok(loaded) => log.log(Level::Notice, &loaded.to_string()),
             Err(e) => log.log(Level::Error, &e.to_string()),

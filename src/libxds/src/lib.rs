@@ -11,6 +11,7 @@ mod log;
 mod mesh;
 mod mirror;
 mod objects;
+mod plugins;
 mod settings;
 mod shdict;
 mod slots;

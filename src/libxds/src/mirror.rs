@@ -88,13 +88,11 @@ impl<D: Dictionary, L: Log> Mirror<D, L> {
             return Ok(());
         }
         self.store.change(put, delete);
-        self.settle()?;
-        self.begun();
-        Ok(())
+        self.settle()
     }
 
     /// Something of the source is there: soon all of it is.
-    fn begun(&mut self) {
+    pub fn begun(&mut self) {
         if !self.disowned && self.disown.is_none() {
             let after = if self.origin == Origin::ControlPlane { DISOWN_AFTER } else { Duration::ZERO };
             self.disown = Some(Instant::now() + after);

@@ -50,8 +50,7 @@ pub struct Found {
 /// One file as it was last read.
 #[derive(Default)]
 struct File {
-    /// Time of the last change, and length.
-    stamp: Option<(SystemTime, u64)>,
+    stamp: Option<Stamp>,
     said: Said,
     /// It made sense when it was last read.
     good: bool,
@@ -79,7 +78,7 @@ impl Objects {
     /// Looks at the files that have changed since the last time.
     pub fn look(&mut self) -> Found {
         let mut found = Found::default();
-        let paths = match self.paths() {
+        let paths = match paths(&self.path) {
             Ok(paths) => {
                 self.unreadable = false;
                 paths
@@ -93,7 +92,7 @@ impl Objects {
         };
         self.files.retain(|path, _| paths.contains(path));
         for path in paths {
-            let stamp = std::fs::metadata(&path).and_then(|m| Ok((m.modified()?, m.len()))).ok();
+            let stamp = stamp(&path);
             let file = self.files.entry(path.clone()).or_default();
             if stamp.is_some() && file.stamp == stamp {
                 continue;
@@ -114,22 +113,34 @@ impl Objects {
         self.said = now;
         found
     }
+}
 
-    fn paths(&self) -> std::io::Result<Vec<PathBuf>> {
-        if !self.path.is_dir() {
-            return std::fs::metadata(&self.path).map(|_| vec![self.path.clone()]);
-        }
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(&self.path)? {
-            let path = entry?.path();
-            let known = |e: &std::ffi::OsStr| e == "yaml" || e == "yml" || e == "json";
-            if path.extension().is_some_and(known) && !hidden(&path) {
-                paths.push(path);
-            }
-        }
-        paths.sort();
-        Ok(paths)
+/// Time of a file's last change, and its length.
+pub type Stamp = (SystemTime, u64);
+
+/// The stamp of a file; `None` where it cannot be had.
+pub fn stamp(path: &Path) -> Option<Stamp> {
+    std::fs::metadata(path).and_then(|m| Ok((m.modified()?, m.len()))).ok()
+}
+
+/// The file of a path, or the files of a directory in the order of their names: YAML and JSON, no hidden ones.
+///
+/// # Errors
+/// It is not there, or cannot be read.
+pub fn paths(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return std::fs::metadata(path).map(|_| vec![path.to_owned()]);
     }
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let path = entry?.path();
+        let known = |e: &std::ffi::OsStr| e == "yaml" || e == "yml" || e == "json";
+        if path.extension().is_some_and(known) && !hidden(&path) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 fn hidden(path: &Path) -> bool {

@@ -21,6 +21,8 @@ pub struct Settings {
     pub mesh: Mesh,
     /// A file or directory of APISIX's own objects.
     pub objects: Option<PathBuf>,
+    /// A directory of documents of plugins.
+    pub plugins: Option<PathBuf>,
     /// How APISIX tells where a request was going.
     pub destination: Destination,
     /// Listeners of the inbound direction are translated, too.
@@ -80,6 +82,7 @@ struct Said {
     snapshot: Option<PathBuf>,
     mark: Option<u32>,
     objects: Option<PathBuf>,
+    plugins: Option<PathBuf>,
     destination: Option<To>,
     #[serde(deserialize_with = "switch")]
     inbound: Option<bool>,
@@ -181,6 +184,7 @@ impl Said {
             ("AMESH_TOKEN", &mut self.token),
             ("AMESH_SNAPSHOT", &mut self.snapshot),
             ("AMESH_OBJECTS", &mut self.objects),
+            ("AMESH_PLUGINS", &mut self.plugins),
         ] {
             *place = said(name).map(PathBuf::from).or(place.take());
         }
@@ -216,6 +220,7 @@ impl Said {
         });
         Settings {
             objects: self.objects,
+            plugins: self.plugins,
             destination: match self.destination {
                 Some(To::Server) => Destination::Server,
                 Some(To::Ignored) => Destination::Ignored,
@@ -301,6 +306,7 @@ mod tests {
             ("AMESH_OBJECTS", ""),
             ("AMESH_DESTINATION", "server"),
             ("AMESH_INBOUND", "on"),
+            ("AMESH_PLUGINS", "/p"),
         ])
         .unwrap();
         assert_eq!(settings.mesh.servers, ["file:/xds"]);
@@ -308,7 +314,7 @@ mod tests {
         assert_eq!(settings.mesh.node_locality, Some(("there".into(), "b".into(), "c".into())));
         assert_eq!(settings.mesh.node_metadata.last(), Some(&("C".into(), "e".into())));
         assert_eq!((settings.destination, settings.inbound), (Destination::Server, true));
-        assert_eq!(settings.objects, Some("/o".into()));
+        assert_eq!((settings.objects, settings.plugins), (Some("/o".into()), Some("/p".into())));
     }
 
     #[test]
