@@ -186,7 +186,7 @@ GET /
 --- error_code eval
 ""
 --- access_log
-door door c=nowhere e=- f=NC
+door door c=- e=- f=NC
 
 
 === TEST 10: nobody gets in by the internal listener

@@ -3,7 +3,7 @@
 //! It begins in `initial` and ends with the process, or when a younger privileged agent has taken the dictionaries over:
 //! at a reload both run for a while. All signals are blocked: nginx's handlers belong to the main thread.
 
-use crate::bridge::{Bridge, SlotsError};
+use crate::bridge::{Bridge, Slots as _, SlotsError};
 use crate::log::Log;
 use crate::mesh::Mesh;
 use crate::mirror::{Mirror, Origin};
@@ -75,7 +75,15 @@ pub fn start(config: Zone, version: Zone) -> Result<(), StartError> {
 
 fn begin(config: Zone, version: &Arc<Version<Zone>>) -> Result<(), StartError> {
     let store = Store::open(config, version.clone())?;
-    let thread = Thread { store, version: version.clone(), settings: Settings::read(|n| std::env::var(n).ok())? };
+    let settings = Settings::read(|n| std::env::var(n).ok())?;
+    if settings.mesh.servers.is_empty() {
+        // The module opens its zone early for who asks in nginx's own thread. Its turn in `init_process` may come after
+        // Lua's, which waits for the version. The thread asks again, and tells what is wrong.
+        if let Ok(Some(module)) = Module::find() {
+            let _ = module.version();
+        }
+    }
+    let thread = Thread { store, version: version.clone(), settings };
     with_signals_blocked(|| std::thread::Builder::new().name("amesh-xds".to_owned()).spawn(move || thread.run()))
         .map_err(StartError::Thread)?;
     Ok(())
