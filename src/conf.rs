@@ -171,7 +171,7 @@ fn check(cf: *mut ngx_conf_t, conf: &mut MainConf) -> *mut c_char {
     if let Err(e) = settings::engine_config(s) {
         return conf_error(cf, format_args!("{e}"));
     }
-    if let Err(e) = etcd::orders(&s.etcd) {
+    if let Err(e) = etcd::orders(&s.etcd, &s.mesh) {
         return conf_error(cf, format_args!("{e}"));
     }
     for open in s.etcd.iter().filter(|e| e.is_open_to_all()) {

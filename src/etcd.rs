@@ -2,11 +2,13 @@
 
 use crate::master::ThreadLog;
 use amesh_apisix::etcd::{acceptor, Address, Config, Credentials, Face, Listen, Severity};
+use amesh_apisix::plugins::PluginDirectory;
 use amesh_apisix::{Changes, Destination, Options, Translator};
 use amesh_model::batch::Batch;
 use amesh_xds::engine::{self, Level, Log};
+use amesh_xds::settings::Settings;
 use parking_lot::Mutex;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::PathBuf;
@@ -27,6 +29,7 @@ pub struct Etcd {
     ssl_client_certificate: Option<PathBuf>,
     destination: Destination,
     inbound: bool,
+    plugins: Option<PathBuf>,
 }
 
 impl Etcd {
@@ -52,6 +55,7 @@ impl Etcd {
             ssl_client_certificate: None,
             destination: Destination::default(),
             inbound: false,
+            plugins: None,
         };
         let mut seen = BTreeSet::new();
         for word in parameters {
@@ -69,6 +73,7 @@ impl Etcd {
                 "ssl_certificate" => etcd.ssl_certificate = Some(path(value)?.into()),
                 "ssl_certificate_key" => etcd.ssl_certificate_key = Some(path(value)?.into()),
                 "ssl_client_certificate" => etcd.ssl_client_certificate = Some(path(value)?.into()),
+                "plugins" => etcd.plugins = Some(path(value)?.into()),
                 "destination" => {
                     etcd.destination = match value {
                         "original" => Destination::Original,
@@ -151,26 +156,33 @@ fn prefix(text: &str) -> Result<String, String> {
 pub struct Orders {
     face: Config,
     options: Options,
+    plugins: Option<PathBuf>,
 }
 
-/// Of all `etcd` directives. Passwords and certificates are read.
+/// Of all `etcd` directives, for the workload that the settings describe. Passwords and certificates are read.
 ///
 /// # Errors
 /// A file that cannot be used, or directives that do not go together.
-pub fn orders(all: &[Etcd]) -> Result<Orders, String> {
+pub fn orders(all: &[Etcd], mesh: &Settings) -> Result<Orders, String> {
     let Some(first) = all.first() else { return Ok(Orders::default()) };
-    let shared = |e: &Etcd| (e.prefix.clone(), e.destination, e.inbound);
+    let shared = |e: &Etcd| (e.prefix.clone(), e.destination, e.inbound, e.plugins.clone());
     if all.iter().any(|e| shared(e) != shared(first)) {
-        return Err("all \"etcd\" have one \"prefix\", \"destination\" and \"inbound\": give them the same".to_owned());
+        return Err(
+            "all \"etcd\" have one \"prefix\", \"destination\", \"inbound\" and \"plugins\": give them the same"
+                .to_owned(),
+        );
     }
     let addresses: BTreeSet<&Address> = all.iter().map(|e| &e.address).collect();
     if addresses.len() < all.len() {
         return Err("two \"etcd\" have one address: remove one".to_owned());
     }
     let listen = all.iter().map(Etcd::listen).collect::<Result<_, _>>()?;
-    let options =
-        Options { destination: first.destination, inbound: first.inbound, stream_routes: true, ..Options::default() };
-    Ok(Orders { face: Config { prefix: first.prefix.clone(), listen }, options })
+    let labels = match &first.plugins {
+        Some(_) => mesh.labels().map_err(|e| e.to_string())?,
+        None => BTreeMap::new(),
+    };
+    let options = Options { destination: first.destination, inbound: first.inbound, stream_routes: true, labels };
+    Ok(Orders { face: Config { prefix: first.prefix.clone(), listen }, options, plugins: first.plugins.clone() })
 }
 
 /// Those that the thread has not seen yet.
@@ -187,14 +199,16 @@ pub struct Observer {
     orders: Orders,
     face: Option<Face>,
     translator: Option<Translator>,
+    /// Watched since the translator is there.
+    plugins: Option<PluginDirectory>,
 }
 
 impl Observer {
     /// Nothing that goes wrong in here is to stop the mesh of nginx itself: what is served stays as it is, until the thread
     /// is told all anew.
-    fn translate(&mut self, batch: &Batch) -> Option<Changes> {
+    fn translate(&mut self, change: impl FnOnce(&mut Translator) -> Changes) -> Option<Changes> {
         let translator = self.translator.as_mut()?;
-        match catch_unwind(AssertUnwindSafe(|| translator.apply(batch))) {
+        match catch_unwind(AssertUnwindSafe(|| change(translator))) {
             Ok(changes) => {
                 for refusal in &changes.refused {
                     let text = format!("APISIX cannot serve {}: {}", refusal.what, refusal.reason);
@@ -213,6 +227,18 @@ impl Observer {
     }
 }
 
+impl Observer {
+    /// Puts the plugins of files that have changed on the routes; the changes of that.
+    fn look_at_plugins(&mut self) -> Option<Changes> {
+        let found = self.plugins.as_mut()?.look();
+        for e in &found.errors {
+            ThreadLog::new().log(Level::Error, e);
+        }
+        let plugins = found.plugins?;
+        self.translate(|translator| translator.set_plugins(plugins))
+    }
+}
+
 impl engine::Observer for Observer {
     fn attend(&mut self, fresh: bool) -> bool {
         let news = ORDERS.lock().take();
@@ -223,7 +249,7 @@ impl engine::Observer for Observer {
             return false;
         }
         if let Some(orders) = news {
-            if orders.options != self.orders.options {
+            if orders.options != self.orders.options || orders.plugins != self.orders.plugins {
                 self.translator = None;
             }
             self.orders = orders;
@@ -245,18 +271,29 @@ impl engine::Observer for Observer {
     }
 
     fn everything(&mut self, batch: Option<&Batch>, complete: bool) {
-        self.translator = Some(Translator::new(self.orders.options.clone()));
+        let Orders { options, plugins, .. } = self.orders.clone();
+        self.plugins = plugins.map(|path| PluginDirectory::new(path, options.labels.clone()));
+        self.translator = Some(Translator::new(options));
+        // There are no routes to put them on yet: nothing changes.
+        self.look_at_plugins();
         let changes = match batch {
-            Some(batch) => self.translate(batch),
+            Some(batch) => self.translate(|translator| translator.apply(batch)),
             None => Some(Changes::default()),
         };
-        if let (Some(face), Some(changes)) = (&mut self.face, changes) {
-            face.replace(&changes.put, complete);
+        if let (Some(face), Some(translator), Some(_)) = (&mut self.face, &self.translator, changes) {
+            let objects: Vec<_> = translator.objects().cloned().collect();
+            face.replace(&objects, complete);
         }
     }
 
     fn publish(&mut self, batch: &Batch) {
-        if let (Some(changes), Some(face)) = (self.translate(batch), &mut self.face) {
+        if let (Some(changes), Some(face)) = (self.translate(|translator| translator.apply(batch)), &mut self.face) {
+            face.apply(&changes);
+        }
+    }
+
+    fn tick(&mut self) {
+        if let (Some(changes), Some(face)) = (self.look_at_plugins(), &mut self.face) {
             face.apply(&changes);
         }
     }

@@ -208,15 +208,16 @@ pub fn commit(cycle: *mut ngx_cycle_t, conf: Option<&mut MainConf>) -> ngx_int_t
         None => stop(),
         Some(conf) => {
             let config = settings::engine_config(&conf.settings);
-            let (config, orders) = match config.and_then(|c| Ok((c, etcd::orders(&conf.settings.etcd)?))) {
-                Ok(both) => both,
-                Err(e) => {
-                    // SAFETY: as above.
-                    let log = unsafe { (*cycle).log };
-                    nginx::log(log, ffi::NGX_LOG_EMERG as ngx_uint_t, format_args!("amesh: {e}"));
-                    return nginx::ERROR;
-                }
-            };
+            let (config, orders) =
+                match config.and_then(|c| Ok((c, etcd::orders(&conf.settings.etcd, &conf.settings.mesh)?))) {
+                    Ok(both) => both,
+                    Err(e) => {
+                        // SAFETY: as above.
+                        let log = unsafe { (*cycle).log };
+                        nginx::log(log, ffi::NGX_LOG_EMERG as ngx_uint_t, format_args!("amesh: {e}"));
+                        return nginx::ERROR;
+                    }
+                };
             listening::note(cycle);
             let mut master = MASTER.lock();
             // Also where nothing changed but what is in the files that it names.

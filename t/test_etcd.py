@@ -190,6 +190,38 @@ def test_a_change_of_the_mesh_is_one_message():
             client.message()
 
 
+def test_plugins_of_the_workload_are_put_on_its_routes_and_taken_off(tmp_path):
+    document = """apiVersion: apisix.apache.org/v1alpha1
+kind: AmeshPluginConfig
+metadata: {name: limit}
+spec:
+  selector: {matchLabels: {app: APP}}
+  plugins:
+  - {name: limit-count, config: '{"count": 2, "time_window": 60}'}
+"""
+
+    def limited():
+        names = {json.loads(route).get("plugin_config_id") for route in objects(nginx.etcd, "routes").values() if route != "init_dir"}
+        configs = objects(nginx.etcd, "plugin_configs")
+        return [json.loads(configs[f"/apisix/plugin_configs/{name}"])["plugins"] for name in names if name]
+
+    with served(f"plugins={tmp_path}; node_metadata LABELS '{{\"app\":\"reviews\"}}'") as nginx:
+        assert limited() == []
+        (tmp_path / "limit.yaml").write_text(document.replace("APP", "reviews"))
+        amesh.until(lambda: limited() == [{"limit-count": {"count": 2, "time_window": 60}}], what="the plugin")
+        (tmp_path / "limit.yaml").write_text("kind: [")
+        amesh.until(lambda: "limit.yaml" in nginx.log(), what="a word on the file that makes no sense")
+        assert len(limited()) == 1, "what it said before stays"
+        # Known from the beginning where it is there before.
+        (tmp_path / "limit.yaml").write_text(document.replace("APP", "reviews"))
+        nginx.amesh = nginx.amesh.replace("plugins=", "inbound=on plugins=")
+        nginx.write_conf()
+        nginx.reload()
+        amesh.until(lambda: len(limited()) == 1, what="the plugin after a reload")
+        (tmp_path / "limit.yaml").write_text(document.replace("APP", "ratings"))
+        amesh.until(lambda: limited() == [], what="the end of the plugin")
+
+
 def test_a_reload_keeps_watches_and_what_is_removed_is_closed():
     with served(workers=2) as nginx:
         client = Client(nginx.etcd)

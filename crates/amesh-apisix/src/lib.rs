@@ -12,6 +12,7 @@ mod action;
 mod checks;
 mod cond;
 pub mod etcd;
+pub mod files;
 mod filters;
 mod headers;
 mod hosts;

@@ -5,8 +5,10 @@
 //! alone. APISIX lets a plugin that a route has of its own go before the one of the same name from there, so what the mesh
 //! says of a request is never replaced.
 
+mod directory;
 mod document;
 
+pub use directory::{Found, PluginDirectory};
 pub use document::{parse, Document, DocumentError};
 
 use crate::id;

@@ -151,10 +151,10 @@ fn what_differs_is_said_field_by_field() {
 
 #[test]
 fn what_the_table_asks_in_vain_is_said() {
-    let table = TABLE.replace("cluster: a", "cluster: a, priority: HIGH");
+    let table = TABLE.replace("cluster: a", "cluster: a, flush_timeout: 1s");
     let (output, _) = ameshctl(&table, PASSES, &[]);
     assert!(output.status.success());
-    assert!(err(&output).starts_with("ignored: virtual_hosts[].routes[].route.priority: "), "{}", err(&output));
+    assert!(err(&output).starts_with("ignored: virtual_hosts[].routes[].route.flush_timeout: "), "{}", err(&output));
 }
 
 #[test]

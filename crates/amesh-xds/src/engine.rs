@@ -95,6 +95,9 @@ pub trait Observer: Send {
 
     /// What changes.
     fn publish(&mut self, batch: &Batch);
+
+    /// About once a second, for what it looks at itself.
+    fn tick(&mut self) {}
 }
 
 /// What the engine can be told while it runs.

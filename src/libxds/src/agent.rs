@@ -8,12 +8,12 @@ use crate::log::Log;
 use crate::mesh::Mesh;
 use crate::mirror::{Mirror, Origin};
 use crate::objects::Objects;
-use crate::plugins::Plugins;
 use crate::settings::{Settings, SettingsError};
 use crate::shdict::Zone;
 use crate::slots::{Module, OtherBuild};
 use crate::store::Store;
 use crate::version::{StoreError, Version};
+use amesh_apisix::plugins::PluginDirectory;
 use amesh_apisix::Options;
 use amesh_model::batch::Batch;
 use amesh_xds::engine::{self, Command, Engine, Level, Log as _, Publisher, Source};
@@ -123,7 +123,7 @@ impl Thread {
             stream_routes: false,
             labels: labels.clone(),
         };
-        let plugins = self.settings.plugins.map(|path| Plugins::new(path, labels));
+        let plugins = self.settings.plugins.map(|path| PluginDirectory::new(path, labels));
         let (commands, receiver) = crossbeam_channel::unbounded();
         // Nobody listens any more where the thread has ended already.
         let on_lost = Box::new(move || drop(commands.send(Command::Stop)));

@@ -11,7 +11,6 @@ mod log;
 mod mesh;
 mod mirror;
 mod objects;
-mod plugins;
 mod settings;
 mod shdict;
 mod slots;

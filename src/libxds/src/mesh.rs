@@ -2,8 +2,8 @@
 
 use crate::dictionary::Dictionary;
 use crate::mirror::Mirror;
-use crate::plugins::Plugins;
 use crate::version::StoreError;
+use amesh_apisix::plugins::PluginDirectory;
 use amesh_apisix::{Changes, Options, Translator};
 use amesh_model::batch::Batch;
 use amesh_xds::engine::{Level, Log, PublishError, Publisher};
@@ -13,13 +13,13 @@ use amesh_xds::health::Vitals;
 pub struct Mesh<D, L> {
     mirror: Mirror<D, L>,
     translator: Translator,
-    plugins: Option<Plugins>,
+    plugins: Option<PluginDirectory>,
     log: L,
 }
 
 impl<D: Dictionary, L: Log> Mesh<D, L> {
     /// A mesh that nothing is known of yet.
-    pub fn new(mirror: Mirror<D, L>, plugins: Option<Plugins>, options: Options, log: L) -> Mesh<D, L> {
+    pub fn new(mirror: Mirror<D, L>, plugins: Option<PluginDirectory>, options: Options, log: L) -> Mesh<D, L> {
         let mut mesh = Mesh { mirror, translator: Translator::new(options), plugins, log };
         // There are no routes to put them on yet: nothing is written.
         mesh.look_at_plugins();

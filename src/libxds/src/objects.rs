@@ -2,11 +2,11 @@
 //!
 //! The form is that of APISIX's `apisix.yaml`: a list of objects under each directory's name, in YAML or JSON.
 
+use amesh_apisix::files::{paths, stamp, Stamp};
 use serde_json::{Map, Value as Json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 /// Directories that APISIX watches in its http subsystem; it cannot use others with `config_provider: xds`.
 const DIRECTORIES: [&str; 11] = [
@@ -115,38 +115,6 @@ impl Objects {
     }
 }
 
-/// Time of a file's last change, and its length.
-pub type Stamp = (SystemTime, u64);
-
-/// The stamp of a file; `None` where it cannot be had.
-pub fn stamp(path: &Path) -> Option<Stamp> {
-    std::fs::metadata(path).and_then(|m| Ok((m.modified()?, m.len()))).ok()
-}
-
-/// The file of a path, or the files of a directory in the order of their names: YAML and JSON, no hidden ones.
-///
-/// # Errors
-/// It is not there, or cannot be read.
-pub fn paths(path: &Path) -> std::io::Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return std::fs::metadata(path).map(|_| vec![path.to_owned()]);
-    }
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(path)? {
-        let path = entry?.path();
-        let known = |e: &std::ffi::OsStr| e == "yaml" || e == "yml" || e == "json";
-        if path.extension().is_some_and(known) && !hidden(&path) {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-fn hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
-}
-
 fn parse(text: &str) -> Result<Said, String> {
     // APISIX's own files end in this line.
     let documents: Option<BTreeMap<String, Vec<Map<String, Json>>>> =
@@ -199,6 +167,7 @@ fn id(directory: &str, object: &mut Map<String, Json>) -> Result<String, String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn write(dir: &Path, name: &str, text: &str) {
         std::fs::write(dir.join(name), text).unwrap();

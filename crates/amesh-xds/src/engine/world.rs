@@ -175,6 +175,7 @@ impl<P: Publisher, L: Log> World<P, L> {
     }
 
     pub(super) fn tick(&mut self) {
+        self.observers.iter_mut().for_each(|observer| observer.tick());
         for zone in &mut self.zones {
             zone.tick(&self.log);
         }

@@ -1,12 +1,13 @@
 //! A directory of `AmeshPluginConfig` documents: plugins of APISIX for the routes of this workload.
 
-use crate::objects::{paths, stamp, Stamp};
-use amesh_apisix::plugins::{PluginFiles, PluginSet};
+use super::{PluginFiles, PluginSet};
+use crate::files::{paths, stamp, Stamp};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The directory, as it was last read.
-pub struct Plugins {
+#[derive(Debug)]
+pub struct PluginDirectory {
     path: PathBuf,
     labels: BTreeMap<String, String>,
     stamps: BTreeMap<PathBuf, Option<Stamp>>,
@@ -23,10 +24,10 @@ pub struct Found {
     pub errors: Vec<String>,
 }
 
-impl Plugins {
+impl PluginDirectory {
     /// Nothing is read yet. `labels` are those of the workload.
-    pub fn new(path: PathBuf, labels: BTreeMap<String, String>) -> Plugins {
-        Plugins { path, labels, stamps: BTreeMap::new(), files: PluginFiles::default(), unreadable: false }
+    pub fn new(path: PathBuf, labels: BTreeMap<String, String>) -> PluginDirectory {
+        PluginDirectory { path, labels, stamps: BTreeMap::new(), files: PluginFiles::default(), unreadable: false }
     }
 
     /// Looks whether a file has changed since the last time.
@@ -76,8 +77,8 @@ mod tests {
     fn plugins_of_this_workload_are_told_when_a_file_changes() {
         let dir = tempfile::tempdir().unwrap();
         let labels = |app: &str| BTreeMap::from([("app".to_owned(), app.to_owned())]);
-        let mut ours = Plugins::new(dir.path().to_owned(), labels("reviews"));
-        let mut others = Plugins::new(dir.path().to_owned(), labels("ratings"));
+        let mut ours = PluginDirectory::new(dir.path().to_owned(), labels("reviews"));
+        let mut others = PluginDirectory::new(dir.path().to_owned(), labels("ratings"));
         assert_eq!(ours.look(), Found::default());
         std::fs::write(dir.path().join("limit.yaml"), LIMIT).unwrap();
         let found = ours.look();
