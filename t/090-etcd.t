@@ -216,7 +216,7 @@ etcd 127.0.0.1:2379; etcd 127.0.0.1:2380 prefix=/x;
 
 --- must_die
 --- error_log eval
-[qr{\[emerg\] .*all "etcd" have one "prefix", "destination" and "inbound": give them the same in \S+/conf/nginx\.conf:\d+}]
+[qr{\[emerg\] .*all "etcd" have one "prefix", "destination", "inbound" and "plugins": give them the same in \S+/conf/nginx\.conf:\d+}]
 
 
 === TEST 16: a destination that is none
