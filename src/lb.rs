@@ -510,9 +510,10 @@ pub fn report(picked: &Picked, outcome: Outcome) {
 pub fn end(picked: &mut Picked, outcome: Outcome) {
     zone::with_worker(|worker| {
         count(worker, picked, outcome);
-        let all = [picked.held.take(), picked.held_cluster.take(), picked.held_high.take()];
-        for held in all.into_iter().flatten() {
-            worker.release(held);
+        for held in [&mut picked.held, &mut picked.held_cluster, &mut picked.held_high] {
+            if let Some(held) = held.take() {
+                worker.release(held);
+            }
         }
     });
 }
@@ -569,7 +570,9 @@ pub fn begin_retry(upstream: &Upstream<'_>) -> Result<Retry, Reason> {
 
 /// The retry is over, if there is one.
 pub fn end_retry(retry: &mut Retry) {
-    for held in [retry.0.take(), retry.1.take()].into_iter().flatten() {
-        zone::with_worker(|worker| worker.release(held));
+    for held in [&mut retry.0, &mut retry.1] {
+        if let Some(held) = held.take() {
+            zone::with_worker(|worker| worker.release(held));
+        }
     }
 }
